@@ -1,0 +1,1 @@
+"""Retrieval-augmented generation as one graph inside NVIDIA Triton Inference Server."""

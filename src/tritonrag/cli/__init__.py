@@ -1,0 +1,36 @@
+"""The ``tritonrag`` command. Each module of this package adds its own commands to ``app``."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from tritonrag.cli import index, query, serving
+from tritonrag.errors import RequestError, TritonragError
+
+app = typer.Typer(
+    name="tritonrag",
+    help="Retrieval-augmented generation as one graph inside NVIDIA Triton Inference Server.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+serving.register(app)
+query.register(app)
+app.add_typer(index.app, name="index")
+
+
+def main() -> None:
+    """Run the command line; a known error ends it with one line and status 2 or 1.
+
+    Status 2 means that the request was at fault, 1 that the service was, 130 that Ctrl-C was
+    pressed.
+    """
+    try:
+        app()
+    except TritonragError as error:
+        print(f"tritonrag: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, RequestError) else 1)
+    except KeyboardInterrupt:
+        sys.exit(130)

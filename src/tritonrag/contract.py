@@ -1,0 +1,206 @@
+"""The contract: names, dtypes, shapes and limits of every served model, in one place.
+
+``model_repository/*/config.pbtxt`` is written by hand and held to this module by a test;
+``docs/contract.md`` is generated from it. This module imports nothing of the package.
+
+Shapes are per request, without the batch dimension; -1 is a dimension that varies.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+MAX_QUESTION_BYTES = 8 * 1024
+"""Longest question, in bytes of UTF-8."""
+
+MAX_TEXT_BYTES = 64 * 1024
+"""Longest text that ``tokenize`` takes as a passage, in bytes of UTF-8 (it is truncated to the
+embedder's tokens afterwards)."""
+
+MAX_HISTORY_BYTES = 64 * 1024
+"""Longest conversation history, in bytes of JSON."""
+
+MAX_PROMPT_BYTES = 1024 * 1024
+"""Longest prompt that ``generate`` takes, in bytes of UTF-8."""
+
+MIN_TOP_K, MAX_TOP_K, DEFAULT_TOP_K = 1, 100, 4
+"""Passages per question: range and default."""
+
+MAX_BATCH_SIZE = 64
+"""Largest batch of the stateless models (``tokenize``, ``embed``, ``retrieve``, ``prompt``)."""
+
+DEFAULT_MAX_TOKENS = 256
+"""Tokens generated when the caller does not say."""
+
+MAX_TEMPERATURE = 2.0
+"""Highest sampling temperature; 0 is greedy decoding."""
+
+MAX_STOP_STRINGS, MAX_STOP_BYTES = 8, 256
+"""Stop strings per request, and bytes of UTF-8 in each."""
+
+DEFAULT_COLLECTION = "default"
+"""Collection searched when the caller names none."""
+
+COLLECTION_PATTERN = r"[a-z0-9][a-z0-9_-]{0,63}"
+"""What a collection may be called (a folder name on every file system)."""
+
+ROLES = ("query", "passage")
+"""What a text is to the embedder: some models put a different prefix before each."""
+
+GROUNDINGS = ("free", "quote")
+"""``free``: the LLM words the answer. ``quote``: whole sentences of the passages only."""
+
+FINISH_REASONS = ("stop", "length", "cancelled", "error")
+"""How a generation ended."""
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One tensor: name, Triton dtype without ``TYPE_``, dims without the batch, and what it is."""
+
+    name: str
+    dtype: str
+    dims: tuple[int, ...]
+    doc: str
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """One served model."""
+
+    name: str
+    backend: str
+    doc: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    max_batch_size: int = MAX_BATCH_SIZE
+    decoupled: bool = False
+    steps: tuple[str, ...] = field(default=())
+    """The models an ensemble runs, in order; empty for a model of its own."""
+
+
+def _optional(spec: TensorSpec) -> TensorSpec:
+    return TensorSpec(spec.name, spec.dtype, spec.dims, spec.doc, optional=True)
+
+
+TEXT = TensorSpec("text", "STRING", (1,), f"text to embed, UTF-8, at most {MAX_TEXT_BYTES} bytes")
+ROLE = TensorSpec("role", "STRING", (1,), "`query` (default) or `passage`", optional=True)
+INPUT_IDS = TensorSpec("input_ids", "INT64", (-1,), "token ids, padded to a multiple of 8")
+ATTENTION_MASK = TensorSpec("attention_mask", "INT64", (-1,), "1 for a token, 0 for padding")
+SENTENCE_EMBEDDING = TensorSpec(
+    "sentence_embedding", "FP32", (-1,), "pooled, L2-normalised embedding"
+)
+EMBEDDING = TensorSpec("embedding", "FP32", (-1,), "L2-normalised embedding")
+QUESTION = TensorSpec(
+    "question", "STRING", (1,), f"question, UTF-8, not blank, at most {MAX_QUESTION_BYTES} bytes"
+)
+COLLECTION = TensorSpec(
+    "collection", "STRING", (1,), f"collection to search (default `{DEFAULT_COLLECTION}`)", True
+)
+TOP_K = TensorSpec(
+    "top_k", "INT32", (1,),
+    f"passages wanted, {MIN_TOP_K} to {MAX_TOP_K} (default {DEFAULT_TOP_K})", True,
+)  # fmt: skip
+FILTER = TensorSpec(
+    "filter", "STRING", (1,),
+    'JSON object of field to value or list of values, e.g. `{"source": "leave.md"}`; '
+    "fields `source` and `title`", True,
+)  # fmt: skip
+PASSAGES = TensorSpec(
+    "passages", "STRING", (-1,),
+    "one JSON object per passage, best first: `id`, `text`, `source`, `title`, `location`, `score`",
+)  # fmt: skip
+SCORES = TensorSpec("scores", "FP32", (-1,), "cosine similarity of each passage")
+HISTORY = TensorSpec(
+    "history", "STRING", (1,),
+    "earlier turns, a JSON list of `{\"role\": \"user\"|\"assistant\", \"content\": …}`", True,
+)  # fmt: skip
+PROMPT = TensorSpec("prompt", "STRING", (1,), "prompt as the LLM reads it")
+CITATIONS = TensorSpec(
+    "citations", "STRING", (1,),
+    "JSON list, one object per passage: `mark` (its number in the answer), the passage's fields, "
+    "and `dropped` with the reason where it did not fit the context",
+)  # fmt: skip
+MAX_TOKENS = TensorSpec(
+    "max_tokens", "INT32", (1,),
+    f"most tokens to generate, 1 to the model's context (default {DEFAULT_MAX_TOKENS})", True,
+)  # fmt: skip
+TEMPERATURE = TensorSpec(
+    "temperature", "FP32", (1,), f"0 (greedy, default) to {MAX_TEMPERATURE:g}", True
+)
+TOP_P = TensorSpec("top_p", "FP32", (1,), "nucleus sampling bound, above 0 to 1 (default 1)", True)
+TOP_K_SAMPLING = TensorSpec(
+    "top_k_sampling", "INT32", (1,), "sample among the k likeliest tokens; 0 (default) is all", True
+)
+SEED = TensorSpec("seed", "INT64", (1,), "seed of the sampling, 0 or more", True)
+STOP = TensorSpec(
+    "stop", "STRING", (-1,), f"up to {MAX_STOP_STRINGS} strings that end the answer", True
+)
+GROUNDING = TensorSpec(
+    "grounding", "STRING", (1,), "`free` or `quote` (default: the model's own)", True
+)
+CANCEL = TensorSpec(
+    "cancel", "BOOL", (1,),
+    "true: stop the generation whose request id this request carries; `prompt` may be empty", True,
+)  # fmt: skip
+ANSWER = TensorSpec("text", "STRING", (1,), "text generated since the last response")
+FIRST_CITATIONS = TensorSpec(
+    "citations", "STRING", (1,), "in the first response the citations, later empty"
+)
+FINISH_REASON = TensorSpec(
+    "finish_reason", "STRING", (1,),
+    "in the last response `stop`, `length`, `cancelled` or `error`, before that empty",
+)  # fmt: skip
+USAGE = TensorSpec(
+    "usage", "STRING", (1,),
+    "in the last response JSON: `prompt_tokens`, `cached_tokens`, `generated_tokens`, "
+    "`time_to_first_token_ms`, `total_ms`; before that empty",
+)  # fmt: skip
+
+_SEARCH_OPTIONS = (COLLECTION, TOP_K, FILTER)
+_SAMPLING = (MAX_TOKENS, TEMPERATURE, TOP_P, TOP_K_SAMPLING, SEED, STOP, GROUNDING)
+_STREAM = (ANSWER, FIRST_CITATIONS, FINISH_REASON, USAGE)
+
+MODELS: dict[str, ModelSpec] = {
+    model.name: model
+    for model in (
+        ModelSpec(
+            "tokenize", "python", "Text to token ids, all requests of a batch at once.",
+            (TEXT, ROLE), (INPUT_IDS, ATTENTION_MASK),
+        ),
+        ModelSpec(
+            "embed", "onnxruntime", "Token ids to one embedding; pooling is part of the graph.",
+            (INPUT_IDS, ATTENTION_MASK), (SENTENCE_EMBEDDING,),
+        ),
+        ModelSpec(
+            "retrieve", "python", "Embedding to passages, one FAISS search for the whole batch.",
+            (EMBEDDING, _optional(QUESTION), *_SEARCH_OPTIONS), (PASSAGES, SCORES),
+        ),
+        ModelSpec(
+            "prompt", "python", "Question and passages to the LLM's prompt, within its context.",
+            (QUESTION, PASSAGES, HISTORY), (PROMPT, CITATIONS),
+        ),
+        ModelSpec(
+            "generate", "python", "Prompt to a stream of text, batched continuously by the engine.",
+            (PROMPT, _optional(CITATIONS), *_SAMPLING, CANCEL), _STREAM,
+            max_batch_size=1, decoupled=True,
+        ),
+        ModelSpec(
+            "embed_text", "ensemble", "Text to embedding.", (TEXT, ROLE), (EMBEDDING,),
+            steps=("tokenize", "embed"),
+        ),
+        ModelSpec(
+            "search", "ensemble", "Question to passages.",
+            (QUESTION, *_SEARCH_OPTIONS), (PASSAGES, SCORES),
+            steps=("tokenize", "embed", "retrieve"),
+        ),
+        ModelSpec(
+            "rag", "ensemble", "Question to a streamed answer with citations.",
+            (QUESTION, *_SEARCH_OPTIONS, HISTORY, *_SAMPLING), _STREAM,
+            max_batch_size=1, decoupled=True,
+            steps=("tokenize", "embed", "retrieve", "prompt", "generate"),
+        ),
+    )
+}  # fmt: skip
+"""Every served model by name."""

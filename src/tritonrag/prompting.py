@@ -1,0 +1,176 @@
+"""From a question and passages to the prompt that the LLM reads.
+
+Pure text: knows neither Triton nor an engine. The chat template and the token counts come from
+the caller, so the same code builds the training prompts of the demo LLM and those of the server.
+"""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from tritonrag.contract import MAX_HISTORY_BYTES
+from tritonrag.errors import InvalidRequest
+from tritonrag.quoting import REFUSAL, mark
+
+SYSTEM = (
+    "Answer the question from the numbered passages alone. "
+    "After each sentence put the mark of the passage it comes from, such as [1]. "
+    f"If the passages do not answer the question, write: {REFUSAL}"
+)
+"""The system message of every grounded prompt."""
+
+NOTHING_FOUND = (
+    "Nothing is indexed that could answer this. "
+    "Add documents with `tritonrag index add PATH`, or widen the filter."
+)
+"""The answer when retrieval returned no passage: no LLM is asked."""
+
+Message = dict[str, str]
+
+
+def user_message(question: str, passages: Sequence[tuple[str, str]]) -> str:
+    """Return the user message for ``(heading, text)`` passages, numbered from 1, best first.
+
+    The question stands before and after the passages ("query-aware contextualization", Liu et al.
+    2023, *Lost in the Middle*): a causal model then reads the passages with the question in mind.
+    """
+    asked = f"Question: {' '.join(question.split())}"
+    numbered = [
+        f"{mark(number)} {heading}: {text.strip()}" if heading else f"{mark(number)} {text.strip()}"
+        for number, (heading, text) in enumerate(passages, start=1)
+    ]
+    return "\n\n".join([asked, *numbered, asked])
+
+
+def messages(
+    question: str, passages: Sequence[tuple[str, str]], history: Sequence[Message] = ()
+) -> list[Message]:
+    """Return the chat messages: system, earlier turns, then passages and question."""
+    return [
+        {"role": "system", "content": SYSTEM},
+        *history,
+        {"role": "user", "content": user_message(question, passages)},
+    ]
+
+
+def chat_template(source: str, **special_tokens: str) -> Callable[[list[Message]], str]:
+    """Return a function that renders messages with a Hugging Face chat template.
+
+    ``special_tokens`` are the names a template may use (``bos_token``, ``eos_token``). Rendering is
+    sandboxed as in ``transformers``, since a template comes with a downloaded model.
+    """
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    environment.globals["raise_exception"] = _raise
+    template = environment.from_string(source)
+    return lambda turns: template.render(
+        messages=turns, add_generation_prompt=True, **special_tokens
+    )
+
+
+def parse_history(text: str) -> list[Message]:
+    """Return the earlier turns in ``text``, a JSON list of ``{"role", "content"}``.
+
+    Raises:
+        InvalidRequest: it is too long, not JSON, or not such a list.
+    """
+    if len(text.encode()) > MAX_HISTORY_BYTES:
+        raise InvalidRequest(f"history: over {MAX_HISTORY_BYTES} bytes; send fewer turns")
+    try:
+        turns = json.loads(text)
+    except ValueError as error:
+        raise InvalidRequest(f"history: not JSON ({error})") from error
+    if not isinstance(turns, list) or not all(map(_is_turn, turns)):
+        raise InvalidRequest(
+            'history: expected a JSON list of {"role": "user" or "assistant", "content": "…"}'
+        )
+    return turns
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt and the citations it was built from, as in the contract."""
+
+    text: str
+    citations: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class PromptBuilder:
+    """Builds prompts that fit the LLM's context.
+
+    ``render`` turns chat messages into the prompt, ``count_tokens`` counts its tokens,
+    ``context_tokens`` is the LLM's context and ``answer_tokens`` what is kept free for the answer.
+    """
+
+    render: Callable[[list[Message]], str]
+    count_tokens: Callable[[str], int]
+    context_tokens: int
+    answer_tokens: int
+
+    def build(
+        self, question: str, passages: Sequence[dict[str, Any]], history: Sequence[Message] = ()
+    ) -> Prompt:
+        """Return the prompt for ``passages``, best first; the lowest ranked that do not fit are
+        named in the citations with ``"dropped": "context"``. Oldest turns go before any passage.
+
+        No passages give an empty prompt and no citations.
+
+        Raises:
+            InvalidRequest: the question alone is over the context.
+        """
+        if not passages:
+            return Prompt("", [])
+        turns = self._recent(question, history)
+        # Tokens grow with passages: find the most that fit without rendering every count.
+        over = bisect_left(
+            range(1, len(passages) + 1),
+            True,
+            key=lambda kept: not self._fits(self._render(question, passages[:kept], turns)),
+        )
+        text = self._render(question, passages[:over], turns)
+        kept = [{"mark": number, **passage} for number, passage in enumerate(passages[:over], 1)]
+        dropped = [{"mark": None, "dropped": "context", **passage} for passage in passages[over:]]
+        return Prompt(text, kept + dropped)
+
+    def _recent(self, question: str, history: Sequence[Message]) -> list[Message]:
+        turns = list(history)
+        while not self._fits(self._render(question, [], turns)):
+            if not turns:
+                raise InvalidRequest(
+                    f"question: too long for the LLM, whose context of {self.context_tokens} "
+                    f"tokens keeps {self.answer_tokens} for the answer; shorten it"
+                )
+            turns.pop(0)
+        return turns
+
+    def _render(
+        self, question: str, passages: Sequence[dict[str, Any]], history: Sequence[Message]
+    ) -> str:
+        pairs = [(heading(passage), str(passage["text"])) for passage in passages]
+        return self.render(messages(question, pairs, history))
+
+    def _fits(self, text: str) -> bool:
+        return self.count_tokens(text) <= self.context_tokens - self.answer_tokens
+
+
+def heading(passage: dict[str, Any]) -> str:
+    """Return what a passage is headed with in the prompt: its location, or else its title."""
+    return str(passage.get("location") or passage.get("title") or "")
+
+
+def _is_turn(turn: object) -> bool:
+    return (
+        isinstance(turn, dict)
+        and turn.get("role") in ("user", "assistant")
+        and isinstance(turn.get("content"), str)
+    )
+
+
+def _raise(message: str) -> None:
+    raise InvalidRequest(f"history: the LLM's chat template refuses it: {message}")
