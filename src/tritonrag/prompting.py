@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,6 +92,15 @@ def parse_history(text: str) -> list[Message]:
     return turns
 
 
+def parse_passages(texts: Iterable[str]) -> list[dict[str, Any]]:
+    """Return the passages in JSON ``texts``, empty strings (padding) left out.
+
+    Raises:
+        InvalidRequest: one is not a JSON object with a ``text``.
+    """
+    return [_passage(text) for text in texts if text]
+
+
 @dataclass(frozen=True)
 class Prompt:
     """A prompt and the citations it was built from, as in the contract."""
@@ -122,11 +131,11 @@ class PromptBuilder:
         No passages give an empty prompt and no citations.
 
         Raises:
-            InvalidRequest: the question alone is over the context.
+            InvalidRequest: the question and the best passage alone are over the context.
         """
         if not passages:
             return Prompt("", [])
-        turns = self._recent(question, history)
+        turns = self._recent(question, passages[:1], history)
         # Tokens grow with passages: find the most that fit without rendering every count.
         over = bisect_left(
             range(1, len(passages) + 1),
@@ -138,13 +147,16 @@ class PromptBuilder:
         dropped = [{"mark": None, "dropped": "context", **passage} for passage in passages[over:]]
         return Prompt(text, kept + dropped)
 
-    def _recent(self, question: str, history: Sequence[Message]) -> list[Message]:
+    def _recent(
+        self, question: str, best: Sequence[dict[str, Any]], history: Sequence[Message]
+    ) -> list[Message]:
         turns = list(history)
-        while not self._fits(self._render(question, [], turns)):
+        while not self._fits(self._render(question, best, turns)):
             if not turns:
                 raise InvalidRequest(
-                    f"question: too long for the LLM, whose context of {self.context_tokens} "
-                    f"tokens keeps {self.answer_tokens} for the answer; shorten it"
+                    "question: does not fit the LLM's context together with the best passage "
+                    f"({self.context_tokens} tokens, {self.answer_tokens} of them for the answer); "
+                    "shorten it, or index with smaller chunks"
                 )
             turns.pop(0)
         return turns
@@ -162,6 +174,16 @@ class PromptBuilder:
 def heading(passage: dict[str, Any]) -> str:
     """Return what a passage is headed with in the prompt: its location, or else its title."""
     return str(passage.get("location") or passage.get("title") or "")
+
+
+def _passage(text: str) -> dict[str, Any]:
+    try:
+        passage = json.loads(text)
+    except ValueError as error:
+        raise InvalidRequest(f"passages: one is not JSON ({error})") from error
+    if not isinstance(passage, dict) or not isinstance(passage.get("text"), str):
+        raise InvalidRequest('passages: expected JSON objects with a "text", as `search` gives them')
+    return passage
 
 
 def _is_turn(turn: object) -> bool:

@@ -1,0 +1,37 @@
+"""generate: a prompt to a stream of text; decoupled, batched continuously by the engine.
+
+| tensor                       | dtype  | shape |                                                  |
+|------------------------------|--------|-------|--------------------------------------------------|
+| in  prompt                   | STRING | [1]   |                                                  |
+| in  citations (optional)     | STRING | [1]   | JSON list; passages that `quote` may use         |
+| in  max_tokens (optional)    | INT32  | [1]   | and temperature FP32, top_p FP32,                |
+|                              |        |       | top_k_sampling INT32, seed INT64                 |
+| in  stop (optional)          | STRING | [-1]  | strings that end the answer                      |
+| in  grounding (optional)     | STRING | [1]   | `free` or `quote`                                |
+| in  cancel (optional)        | BOOL   | [1]   | stop the generation of this request id           |
+| out text                     | STRING | [1]   | text since the last response                     |
+| out citations                | STRING | [1]   | first response only                              |
+| out finish_reason, usage     | STRING | [1]   | last response only                               |
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tritonrag.backend.streaming import generate, stream
+from tritonrag.engines import load_engine
+from tritonrag.settings import ModelArgs
+
+
+class TritonPythonModel:
+    def initialize(self, args: dict[str, str]) -> None:
+        self._engine = load_engine(ModelArgs.parse(args))
+
+    def execute(self, requests: list[Any]) -> None:
+        stream(requests, self._handle)
+
+    def _handle(self, request: Any, sender: Any) -> None:
+        generate(self._engine, request, sender)
+
+    def finalize(self) -> None:
+        self._engine.close()

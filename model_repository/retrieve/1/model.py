@@ -1,0 +1,46 @@
+"""retrieve: embedding to passages, one FAISS search for the whole batch.
+
+| tensor                    | dtype  | shape |                                                     |
+|---------------------------|--------|-------|-----------------------------------------------------|
+| in  embedding             | FP32   | [-1]  | L2-normalised, of the embedder's dimension          |
+| in  question (optional)   | STRING | [1]   |                                                     |
+| in  collection (optional) | STRING | [1]   |                                                     |
+| in  top_k (optional)      | INT32  | [1]   |                                                     |
+| in  filter (optional)     | STRING | [1]   | JSON object of field to value or list of values     |
+| out passages              | STRING | [-1]  | JSON objects, best first                            |
+| out scores                | FP32   | [-1]  | cosine similarity                                   |
+
+Rows of one request with fewer passages than its longest are padded: "" and a score of -inf.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tritonrag.artifacts import EmbedderManifest
+from tritonrag.backend.conversions import pb_utils, respond
+from tritonrag.backend.retrieval import read_queries, search_all, write_results
+from tritonrag.index import Query, Result, Retriever
+from tritonrag.settings import IndexSettings, ModelArgs
+
+
+class TritonPythonModel:
+    def initialize(self, args: dict[str, str]) -> None:
+        embedder = EmbedderManifest.load(ModelArgs.parse(args).repository)
+        directory = IndexSettings.from_environment().directory
+        self._retriever = Retriever(directory, embedder, pb_utils.Logger.log_info)
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        return respond(requests, self._read, self._search, write_results)
+
+    def _read(self, request: Any) -> list[Query]:
+        queries = read_queries(request)
+        for query in queries:
+            self._retriever.check(query)
+        return queries
+
+    def _search(self, batch: list[list[Query]]) -> list[list[Result]]:
+        return search_all(self._retriever, batch)
+
+    def finalize(self) -> None:
+        self._retriever.close()

@@ -1,0 +1,1 @@
+"""The edge to Triton's Python backend: the only package that imports its utilities."""

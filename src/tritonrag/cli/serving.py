@@ -1,0 +1,150 @@
+"""``tritonrag serve``, ``up``, ``down`` and ``status``: the embedded server."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tritonrag.client import Client
+from tritonrag.errors import TritonragError, Unavailable
+from tritonrag.settings import INDEX_DIR_VARIABLE, REPOSITORY_VARIABLE, URL_VARIABLE
+
+if TYPE_CHECKING:
+    from tritonrag.server.process import EmbeddedServer, Running
+
+StateDir = Annotated[
+    Path, typer.Option(help="Folder of the server's state, log and backends.")
+]
+Repository = Annotated[
+    Path, typer.Option(envvar=REPOSITORY_VARIABLE, help="Model repository to serve.")
+]
+IndexDir = Annotated[Path, typer.Option(envvar=INDEX_DIR_VARIABLE, help="Folder of the index.")]
+HttpPort = Annotated[int, typer.Option(help="HTTP port on 127.0.0.1.")]
+GrpcPort = Annotated[int, typer.Option(help="gRPC port on 127.0.0.1.")]
+MetricsPort = Annotated[int, typer.Option(help="Port of /metrics on 127.0.0.1.")]
+
+_STATE, _REPOSITORY, _INDEX = Path(".tritonrag"), Path("model_repository"), Path("index")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to ``app``."""
+    for command in (serve, up, down, status):
+        app.command()(command)
+
+
+def serve(
+    repository: Repository = _REPOSITORY,
+    index_dir: IndexDir = _INDEX,
+    state_dir: StateDir = _STATE,
+    http_port: HttpPort = 8000,
+    grpc_port: GrpcPort = 8001,
+    metrics_port: MetricsPort = 8002,
+) -> None:
+    """Run the embedded server in the foreground until Ctrl-C."""
+    server, running = _start(
+        repository, index_dir, state_dir, (http_port, grpc_port, metrics_port), bound=True
+    )
+    print("Ctrl-C stops the server.")
+    try:
+        code = server.wait(running)
+    finally:
+        server.stop()
+    raise Unavailable(f"the server ended by itself with status {code}; see {server.log}")
+
+
+def up(
+    repository: Repository = _REPOSITORY,
+    index_dir: IndexDir = _INDEX,
+    state_dir: StateDir = _STATE,
+    http_port: HttpPort = 8000,
+    grpc_port: GrpcPort = 8001,
+    metrics_port: MetricsPort = 8002,
+) -> None:
+    """Start the embedded server in the background and wait until it is ready."""
+    _start(repository, index_dir, state_dir, (http_port, grpc_port, metrics_port), bound=False)
+    print("`tritonrag down` stops the server.")
+
+
+def down(state_dir: StateDir = _STATE) -> None:
+    """Stop the embedded server, and remove what an earlier crash left behind."""
+    from tritonrag.server.process import EmbeddedServer
+
+    stopped = EmbeddedServer(state_dir).stop()
+    print("stopped" if stopped else "no server was running")
+
+
+def status(
+    state_dir: StateDir = _STATE,
+    url: Annotated[
+        str, typer.Option(envvar=URL_VARIABLE, help="Ask this gRPC address, host:port, instead.")
+    ] = "",
+    probe: Annotated[
+        bool, typer.Option("--probe", help="Send a real search; for health checks.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Tell whether the server is ready; exit status 1 where it is not."""
+    address, facts = (url, {}) if url else _known(state_dir)
+    facts |= {"grpc": address, "ready": False}
+    started = time.perf_counter()
+    try:
+        with Client(address, timeout=5) as client:
+            facts["ready"] = client.ready()
+            if probe:
+                client.search("health probe", top_k=1)
+                facts["probe_ms"] = round((time.perf_counter() - started) * 1e3, 1)
+    except TritonragError as error:
+        facts |= {"ready": False, "error": str(error)}
+    if as_json:
+        print(json.dumps(facts))
+    else:
+        print("\n".join(f"{key}: {value}" for key, value in facts.items()))
+    if not facts["ready"]:
+        raise typer.Exit(1)
+
+
+def _known(state_dir: Path) -> tuple[str, dict[str, object]]:
+    from tritonrag.server.process import HOST, EmbeddedServer
+
+    running = EmbeddedServer(state_dir).running()
+    if running is None:
+        raise Unavailable("no server runs here; start one with `tritonrag up`")
+    return f"{HOST}:{running.ports.grpc}", {
+        "pid": running.pid,
+        "http": f"http://{HOST}:{running.ports.http}",
+        "metrics": f"http://{HOST}:{running.ports.metrics}/metrics",
+        "repository": running.repository,
+        "index": running.index_dir,
+    }
+
+
+def _start(
+    repository: Path, index_dir: Path, state_dir: Path, ports: tuple[int, int, int], *, bound: bool
+) -> tuple[EmbeddedServer, Running]:
+    from tritonrag.server.process import EmbeddedServer, Ports
+
+    server = EmbeddedServer(state_dir)
+    began = time.perf_counter()
+    interactive = sys.stderr.isatty()
+
+    def progress(line: str) -> None:
+        if interactive:
+            print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
+
+    try:
+        running = server.start(
+            repository, index_dir, Ports(*ports), bound_to_parent=bound, progress=progress
+        )
+    finally:
+        progress("")
+    print(f"server ready in {time.perf_counter() - began:.1f} s (pid {running.pid})")
+    print(f"  gRPC     127.0.0.1:{running.ports.grpc}")
+    print(f"  HTTP     http://127.0.0.1:{running.ports.http}")
+    print(f"  metrics  http://127.0.0.1:{running.ports.metrics}/metrics")
+    print(f"  log      {server.log}")
+    return server, running

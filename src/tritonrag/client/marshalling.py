@@ -1,0 +1,252 @@
+"""Requests of the domain to named tensors, and named tensors back to results.
+
+Knows the contract and no protocol: ``wire`` turns a :class:`Call` into protobuf or JSON. Ranges
+are left to the server, which has to check them anyway; what cannot be put into a tensor at all is
+refused here.
+"""
+
+from __future__ import annotations
+
+import json
+import operator
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import wraps
+from typing import Any, Callable, TypedDict, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from tritonrag.client.results import Answer, Citation, Passage, SearchResult, Usage
+from tritonrag.contract import MAX_BATCH_SIZE, MODELS, ModelSpec, TensorSpec
+from tritonrag.errors import InternalError, InvalidRequest
+
+Tensors = Mapping[str, npt.NDArray[Any]]
+"""Tensors of a response by name, with the batch dimension; those of text hold ``str`` objects."""
+
+T = TypeVar("T")
+
+
+class SearchOptions(TypedDict, total=False):
+    """What to search and how much to return; what is left out (or ``None``) the server decides."""
+
+    top_k: int | None
+    collection: str | None
+    filter: Mapping[str, Any] | str | None
+
+
+class SamplingOptions(TypedDict, total=False):
+    """How to generate; what is left out (or ``None``) the server decides."""
+
+    max_tokens: int | None
+    temperature: float | None
+    top_p: float | None
+    top_k_sampling: int | None
+    seed: int | None
+    stop: Sequence[str] | str | None
+    grounding: str | None
+
+
+class AskOptions(SearchOptions, SamplingOptions, total=False):
+    """Everything about an answer but the question; ``history`` is earlier turns, oldest first."""
+
+    history: Sequence[Mapping[str, str]] | str | None
+
+
+@dataclass(frozen=True)
+class Call:
+    """One request: a model, the tensors given by name (values row by row) and a request id."""
+
+    model: ModelSpec
+    values: Mapping[str, Sequence[Any]]
+    id: str
+    rows: int = 1
+
+    def inputs(self) -> Iterator[tuple[TensorSpec, Sequence[Any]]]:
+        """Yield the spec and the values of every tensor given."""
+        for spec in self.model.inputs:
+            if spec.name in self.values:
+                yield spec, self.values[spec.name]
+
+    def shape(self, name: str) -> list[int]:
+        """Return the shape of a tensor, batch dimension first."""
+        return [self.rows, len(self.values[name]) // self.rows]
+
+
+def call(model: str, **options: Any) -> Call:
+    """Return the call of ``model`` for one question or prompt.
+
+    Raises:
+        InvalidRequest: a value does not fit the tensor's dtype.
+        TypeError: an option is not an input of the model.
+    """
+    spec = MODELS[model]
+    unknown = options.keys() - {tensor.name for tensor in spec.inputs}
+    if unknown:
+        raise TypeError(f"{model} has no option {', '.join(sorted(unknown))}")
+    given = {name: value for name, value in options.items() if value is not None}
+    values = {t.name: _values(t, given[t.name]) for t in spec.inputs if t.name in given}
+    return Call(spec, values, uuid.uuid4().hex)
+
+
+def cancel_call(request_id: str) -> Call:
+    """Return the call of ``generate`` that stops the generation of that request id."""
+    return Call(MODELS["generate"], {"prompt": [""], "cancel": [True]}, request_id)
+
+
+def embed_calls(texts: Sequence[str], role: str) -> Iterator[Call]:
+    """Yield the calls of ``embed_text`` for ``texts``, as many in each as a batch takes.
+
+    Raises:
+        InvalidRequest: ``texts`` is one string, or holds something else than strings.
+    """
+    if isinstance(texts, str):
+        raise InvalidRequest("texts: expected a sequence of strings, got one string")
+    spec = MODELS["embed_text"]
+    text, as_role = spec.inputs
+    for start in range(0, len(texts), MAX_BATCH_SIZE):
+        batch = [_scalar(text, value) for value in texts[start : start + MAX_BATCH_SIZE]]
+        values = {text.name: batch, as_role.name: [_scalar(as_role, role)] * len(batch)}
+        yield Call(spec, values, uuid.uuid4().hex, rows=len(batch))
+
+
+def _understood(read: Callable[..., T]) -> Callable[..., T]:
+    """Turn whatever goes wrong in reading a response into an error that says where to look."""
+
+    @wraps(read)
+    def reading(*args: Any) -> T:
+        try:
+            return read(*args)
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise InternalError(
+                f"the server answered what this client does not understand ({error!r}); "
+                "are both of the same version?"
+            ) from error
+
+    return reading
+
+
+@_understood
+def search_result(tensors: Tensors) -> SearchResult:
+    """Return the passages of a response of ``search``."""
+    texts = tensors["passages"].ravel()
+    return SearchResult(tuple(_record(Passage, json.loads(text)) for text in texts if text))
+
+
+@_understood
+def embeddings(tensors: Tensors) -> npt.NDArray[np.float32]:
+    """Return the embeddings ``[n, dim]`` of a response of ``embed_text``."""
+    return tensors["embedding"].astype(np.float32, copy=False)
+
+
+class Progress:
+    """What a streamed answer has said so far, response by response."""
+
+    def __init__(self) -> None:
+        self.text = ""
+        self.citations: tuple[Citation, ...] = ()
+        self.finish_reason: str | None = None
+        self.usage: Usage | None = None
+
+    def take(self, tensors: Tensors) -> str:
+        """Take in one response and return the text it adds."""
+        return self._take(self, tensors)
+
+    @staticmethod
+    @_understood
+    def _take(self: Progress, tensors: Tensors) -> str:
+        delta, citations, finish_reason, usage = (
+            str(tensors[spec.name].item()) for spec in MODELS["generate"].outputs
+        )
+        if citations:
+            self.citations = tuple(_record(Citation, item) for item in json.loads(citations))
+        if usage:
+            self.usage = _known(Usage, json.loads(usage))
+        self.finish_reason = finish_reason or None
+        self.text += delta
+        return delta
+
+    def answer(self) -> Answer:
+        """Return the whole answer.
+
+        Raises:
+            InternalError: the stream ended before the answer did.
+        """
+        if self.finish_reason is None:
+            raise InternalError("the answer was cut off; the server's log may say why")
+        return Answer(self.text, self.citations, self.finish_reason, self.usage or Usage())
+
+
+def _values(spec: TensorSpec, value: Any) -> list[Any]:
+    if spec.name in ("filter", "history") and not isinstance(value, str):
+        value = _json(spec, value)
+    if spec.dims == (1,):
+        return [_scalar(spec, value)]
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        value = [value]
+    return [_scalar(spec, item) for item in value]
+
+
+def _json(spec: TensorSpec, value: Any) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except (TypeError, ValueError) as error:
+        raise InvalidRequest(f"{spec.name}: cannot be written as JSON ({error})") from error
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    value.encode()
+    return value
+
+
+def _boolean(value: Any) -> bool:
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError
+    return bool(value)
+
+
+def _integer(bits: int) -> Callable[[Any], int]:
+    def integer(value: Any) -> int:
+        if isinstance(value, bool) or not -(2 ** (bits - 1)) <= operator.index(value) < 2 ** (bits - 1):
+            raise TypeError
+        return operator.index(value)
+
+    return integer
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, (bool, str)):
+        raise TypeError
+    return float(value)
+
+
+_READERS: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "STRING": (_text, "text that can be written as UTF-8"),
+    "BOOL": (_boolean, "true or false"),
+    "INT32": (_integer(32), "an integer of 32 bits"),
+    "INT64": (_integer(64), "an integer of 64 bits"),
+    "FP32": (_number, "a number"),
+}
+
+
+def _scalar(spec: TensorSpec, value: Any) -> Any:
+    reader, expected = _READERS[spec.dtype]
+    try:
+        return reader(value)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InvalidRequest(f"{spec.name}: expected {expected}, got {value!r:.80}") from error
+
+
+def _record(kind: type[T], item: Mapping[str, Any]) -> T:
+    """Return a passage or citation; fields it does not name go to ``extra``."""
+    names = {f.name for f in fields(kind)} - {"extra"}  # type: ignore[arg-type]
+    extra = {name: value for name, value in item.items() if name not in names}
+    return kind(**{name: item[name] for name in names & item.keys()}, extra=extra)
+
+
+def _known(kind: type[T], item: Mapping[str, Any]) -> T:
+    names = {f.name for f in fields(kind)}  # type: ignore[arg-type]
+    return kind(**{name: item[name] for name in names & item.keys()})

@@ -1,0 +1,91 @@
+"""What a client gets back: frozen, typed, and free of any protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Passage:
+    """One passage of a document.
+
+    ``location`` is its heading path and ``score`` the cosine similarity to the question. ``extra``
+    holds what else the index knows of it, such as the character offsets ``start`` and ``end``.
+    """
+
+    id: str
+    text: str
+    source: str
+    title: str
+    location: str
+    score: float
+    extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+
+@dataclass(frozen=True)
+class Citation(Passage):
+    """A passage that the LLM was given, or was to be given.
+
+    ``mark`` is its number in the answer (``[1]``). A passage that did not fit has no mark and
+    ``dropped`` says why, for instance ``context``.
+    """
+
+    mark: int | None = None
+    dropped: str | None = None
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """Passages, best first; iterable, with a length."""
+
+    passages: tuple[Passage, ...]
+
+    def __iter__(self) -> Iterator[Passage]:
+        return iter(self.passages)
+
+    def __len__(self) -> int:
+        return len(self.passages)
+
+    def __getitem__(self, rank: int) -> Passage:
+        return self.passages[rank]
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What an answer cost: tokens, and milliseconds on the server."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    generated_tokens: int = 0
+    time_to_first_token_ms: float = 0.0
+    total_ms: float = 0.0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A whole answer. ``finish_reason`` is ``stop``, ``length``, ``cancelled`` or ``error``."""
+
+    text: str
+    citations: tuple[Citation, ...]
+    finish_reason: str
+    usage: Usage
+
+    @property
+    def cited(self) -> tuple[Citation, ...]:
+        """The citations whose mark stands in the text, in the order of the marks."""
+        return tuple(c for c in self.citations if c.mark is not None and f"[{c.mark}]" in self.text)
+
+
+@dataclass(frozen=True)
+class Health:
+    """What the server says of itself.
+
+    ``models`` maps each model in its repository to a state such as ``READY`` or, where loading
+    failed, to the reason.
+    """
+
+    live: bool
+    ready: bool
+    models: Mapping[str, str] = field(default_factory=dict, hash=False)

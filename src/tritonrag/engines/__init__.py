@@ -1,0 +1,66 @@
+"""The engines behind ``generate``, and the choice between them.
+
+``LLM_API_URL`` set: any OpenAI-compatible endpoint. Else: the exported model in the repository, on
+ONNX Runtime GenAI. ``prompt`` asks here too, so that it writes what the chosen engine reads.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from tritonrag.artifacts import LLM_DIR, LlmManifest
+from tritonrag.contract import DEFAULT_MAX_TOKENS
+from tritonrag.generation import Engine
+from tritonrag.prompting import PromptBuilder, chat_template
+from tritonrag.settings import ModelArgs, RemoteLlmSettings
+
+BYTES_PER_TOKEN = 3
+"""Cautious estimate of UTF-8 bytes in a token, where the endpoint's tokenizer is not known."""
+
+
+def load_engine(args: ModelArgs) -> Engine:
+    """Return the engine of the ``generate`` model.
+
+    Its config parameters: ``queue_size`` (generations waiting or running before more are refused)
+    and ``threads`` (of the local engine; 0 is one per core).
+
+    Raises:
+        SetupError: no LLM is installed and no endpoint is named, or a setting is out of bounds.
+    """
+    queue_size = args.integer("queue_size", 64, 1, 100_000)
+    remote = RemoteLlmSettings.from_environment()
+    if remote:
+        from tritonrag.engines.openai_api import OpenAiEngine
+
+        return OpenAiEngine(remote, queue_size)
+    from tritonrag.engines.genai import GenaiEngine
+
+    threads = args.integer("threads", 0, 0, 1024)
+    return GenaiEngine(args.repository, queue_size=queue_size, threads=threads)
+
+
+def prompt_builder(repository: Path) -> PromptBuilder:
+    """Return the prompt builder for the engine that :func:`load_engine` would choose.
+
+    Raises:
+        SetupError: no LLM is installed and no endpoint is named.
+    """
+    remote = RemoteLlmSettings.from_environment()
+    if remote:
+        return PromptBuilder(
+            render=json.dumps,
+            count_tokens=lambda text: len(text.encode()) // BYTES_PER_TOKEN,
+            context_tokens=remote.context_tokens,
+            answer_tokens=DEFAULT_MAX_TOKENS,
+        )
+    manifest = LlmManifest.load(repository)
+    tokenizer = Tokenizer.from_file(str(repository / LLM_DIR / "tokenizer.json"))
+    return PromptBuilder(
+        render=chat_template(manifest.chat_template, **manifest.special_tokens),
+        count_tokens=lambda text: len(tokenizer.encode(text, add_special_tokens=False)),
+        context_tokens=manifest.context_tokens,
+        answer_tokens=min(DEFAULT_MAX_TOKENS, manifest.context_tokens // 4),
+    )

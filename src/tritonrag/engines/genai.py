@@ -1,0 +1,245 @@
+"""Generation on ONNX Runtime GenAI: one thread owns its ``Engine``, which batches the requests.
+
+On CUDA the engine batches continuously over a paged KV cache; on the CPU it runs up to four
+requests at a time to their end. Every call on the engine and its requests has to come from the
+thread that made it, so ``submit`` and ``cancel`` only put a command into that thread's queue.
+"""
+
+from __future__ import annotations
+
+import json
+import queue
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime_genai as og
+from tokenizers import Tokenizer
+from tokenizers.decoders import DecodeStream
+
+from tritonrag.artifacts import LLM_DIR, LlmManifest
+from tritonrag.engines.admission import CANCEL_POLL_S, Admission
+from tritonrag.errors import InternalError, InvalidRequest, SetupError
+from tritonrag.generation import Generation, Sink, TextStream
+from tritonrag.quoting import REFUSAL, quote_grammar
+
+_REASONS = {
+    og.FinishReason.EOS: "stop",
+    og.FinishReason.STOP_STRING: "stop",
+    og.FinishReason.MAX_GENERATED_TOKENS: "length",
+    og.FinishReason.MAX_SESSION_TOKENS: "length",
+    og.FinishReason.CANCELLED: "cancelled",
+}
+
+
+@dataclass
+class _Turn:
+    """One running generation, seen by the engine thread only."""
+
+    generation: Generation
+    stream: TextStream
+    request: Any
+    decoder: DecodeStream
+    turn_id: int = 0
+    stopped: bool = False
+    """A stop string came, so that the cancel which follows is no cancel of the caller's."""
+
+
+class GenaiEngine:
+    """The exported LLM of a model repository."""
+
+    def __init__(self, repository: Path, *, queue_size: int, threads: int = 0) -> None:
+        """Load the model and start the engine thread; returns when it is warm.
+
+        Raises:
+            SetupError: no LLM is installed, or it cannot be loaded.
+        """
+        self._manifest = LlmManifest.load(repository)
+        folder = repository / LLM_DIR
+        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self._admission = Admission(queue_size)
+        self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._turns: dict[int, _Turn] = {}
+        ready: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(
+            target=self._own, args=(folder, threads, ready), name="engine", daemon=True
+        )
+        self._thread.start()
+        failure = ready.get()
+        if failure:
+            raise SetupError(f"{folder}: the LLM cannot be loaded: {failure}") from failure
+
+    @property
+    def grounding(self) -> str:
+        """The default grounding of the installed LLM."""
+        return self._manifest.grounding
+
+    def submit(self, generation: Generation, sink: Sink) -> None:
+        """Start a generation; see :class:`tritonrag.generation.Engine`."""
+        prompt, room = self._encode(generation)
+        self._admission.enter()
+        stream = TextStream(sink, generation.stop)
+        stream.usage.prompt_tokens = len(prompt)
+        fitting = replace(generation, max_tokens=min(generation.max_tokens, room))
+        self._commands.put(lambda: self._begin(fitting, prompt, stream))
+
+    def cancel(self, id: str) -> None:
+        """Stop the generations with this request id, also one that arrives a little later."""
+        self._commands.put(lambda: self._cancel(id))
+
+    def close(self) -> None:
+        """Stop the thread; running generations end as cancelled."""
+        self._commands.put(None)
+        self._thread.join(timeout=5)
+
+    def _encode(self, generation: Generation) -> tuple[npt.NDArray[np.int32], int]:
+        """Return the prompt's token ids and how many tokens the context leaves for the answer."""
+        context = self._manifest.context_tokens
+        if generation.max_tokens > context:
+            raise InvalidRequest(
+                f"max_tokens: is {generation.max_tokens}, expected 1 to {context}, the LLM's context"
+            )
+        ids = self._tokenizer.encode(generation.prompt, add_special_tokens=False).ids
+        room = context - len(ids)
+        if room < 1:
+            raise InvalidRequest(
+                f"prompt: is {len(ids)} tokens, over the LLM's context of {context}; shorten it"
+            )
+        return np.array(ids, dtype=np.int32), room
+
+    # Everything below runs in the engine thread.
+
+    def _own(self, folder: Path, threads: int, ready: queue.SimpleQueue[Exception | None]) -> None:
+        try:
+            self._engine = og.Engine(_load(folder, threads))
+            self._events = self._engine.create_event_buffer(256)
+            self._warm_up()
+        except Exception as error:  # whatever the library raises, the load has failed
+            ready.put(error)
+            return
+        ready.put(None)
+        self._loop()
+
+    def _warm_up(self) -> None:
+        """Run one constrained token: the first use of guidance builds tables for 0.2 s."""
+        request = self._engine.create_request()
+        options = og.TurnOptions(request)
+        options.set_max_generated_tokens(1)
+        options.set_guidance("lark_grammar", quote_grammar([]))
+        ids = self._tokenizer.encode(REFUSAL, add_special_tokens=False).ids
+        request.begin_turn(np.array(ids, dtype=np.int32), options)
+        while self._engine.has_pending_requests():
+            self._engine.run(self._events)
+        request.close()
+
+    def _loop(self) -> None:
+        polled = 0.0
+        while True:
+            busy = bool(self._turns)
+            try:
+                command = self._commands.get(block=not busy)
+            except queue.Empty:
+                self._step()
+                if time.monotonic() - polled > CANCEL_POLL_S:
+                    polled = time.monotonic()
+                    self._poll_callers()
+                continue
+            if command is None:
+                self._end_all()
+                return
+            command()
+
+    def _begin(
+        self, generation: Generation, prompt: npt.NDArray[np.int32], stream: TextStream
+    ) -> None:
+        if self._admission.was_cancelled(generation.id):
+            self._admission.leave()
+            stream.finish("cancelled")
+            return
+        try:
+            request = self._engine.create_request()
+            turn = _Turn(generation, stream, request, DecodeStream(skip_special_tokens=True))
+            turn.turn_id = request.begin_turn(prompt, _options(request, generation))
+        except Exception as error:  # the library's own; nothing of it concerns other requests
+            self._admission.leave()
+            stream.fail(InternalError(f"generate: the engine refused the request: {error}"))
+            return
+        self._turns[id(request)] = turn
+
+    def _step(self) -> None:
+        try:
+            self._engine.run(self._events)
+        except Exception as error:  # a failed step loses the batch, not the server
+            for turn in list(self._turns.values()):
+                self._end(turn, InternalError(f"generate: the engine failed: {error}"))
+            return
+        for event in self._events:
+            turn = self._turns.get(id(event.request))
+            if turn:
+                self._take(turn, event)
+
+    def _take(self, turn: _Turn, event: Any) -> None:
+        flags = int(event.flags)
+        if flags & int(og.EngineEventFlags.TOKEN) and not turn.stopped:
+            turn.stream.usage.generated_tokens += 1
+            text = turn.decoder.step(self._tokenizer, event.token)
+            if text and turn.stream.push(text):
+                turn.stopped = True
+                turn.request.cancel_turn(turn.turn_id)
+        if flags & int(og.EngineEventFlags.FAILED):
+            self._end(turn, InternalError(f"generate: the engine failed ({event.error_code})"))
+        elif flags & int(og.EngineEventFlags.TURN_FINISHED):
+            turn.stream.usage.cached_tokens = event.usage.cached_prompt_tokens
+            self._end(turn, "stop" if turn.stopped else _REASONS.get(event.finish_reason, "error"))
+
+    def _end(self, turn: _Turn, outcome: str | InternalError) -> None:
+        del self._turns[id(turn.request)]
+        self._admission.leave()
+        if isinstance(outcome, str):
+            turn.stream.finish(outcome)
+        else:
+            turn.stream.fail(outcome)
+        turn.request.close()
+
+    def _end_all(self) -> None:
+        for turn in list(self._turns.values()):
+            self._end(turn, "cancelled")
+
+    def _cancel(self, request_id: str) -> None:
+        running = [turn for turn in self._turns.values() if turn.generation.id == request_id]
+        for turn in running:
+            turn.request.cancel_turn(turn.turn_id)
+        if not running:
+            self._admission.cancel_early(request_id)
+
+    def _poll_callers(self) -> None:
+        for turn in self._turns.values():
+            if turn.stream.sink.cancelled():
+                turn.request.cancel_turn(turn.turn_id)
+
+
+def _load(folder: Path, threads: int) -> og.Model:
+    config = og.Config(str(folder))
+    if threads:
+        session = {"intra_op_num_threads": threads}
+        config.overlay(json.dumps({"model": {"decoder": {"session_options": session}}}))
+    return og.Model(config)
+
+
+def _options(request: Any, generation: Generation) -> og.TurnOptions:
+    options = og.TurnOptions(request)
+    options.set_max_generated_tokens(generation.max_tokens)
+    options.set_do_sample(generation.temperature > 0)
+    options.set_temperature(generation.temperature)
+    options.set_top_p(generation.top_p)
+    options.set_top_k(generation.top_k)
+    if generation.seed is not None:
+        options.set_seed(generation.seed)
+    if generation.grounding == "quote":
+        options.set_guidance("lark_grammar", quote_grammar(generation.passages))
+    return options

@@ -1,0 +1,32 @@
+"""The index: snapshots of passages and their vectors on disk, and the search over them.
+
+    index/<collection>/
+      CURRENT                          name of the live snapshot, replaced by an atomic rename
+      <snapshot>/manifest.json         what the snapshot is: SnapshotManifest
+      <snapshot>/documents.jsonl       one document per line, in the order of its passages
+      <snapshot>/passages.jsonl        one passage per line
+      <snapshot>/passages.offsets.npy  uint64, where each passage starts; one more than passages
+      <snapshot>/vectors.faiss         row i is the embedding of passage i
+
+``Retriever`` serves live snapshots, ``IndexWriter`` builds the next one, ``catalogue`` reports on
+them. This package knows neither Triton nor the client: embeddings reach it as arrays or through
+the ``Embedder`` protocol.
+"""
+
+from __future__ import annotations
+
+from tritonrag.index.filters import Filter, parse_filter
+from tritonrag.index.manifest import EmbedderId, SnapshotManifest
+from tritonrag.index.retriever import Query, Result, Retriever
+from tritonrag.index.snapshot import Snapshot
+
+__all__ = [
+    "EmbedderId",
+    "Filter",
+    "Query",
+    "Result",
+    "Retriever",
+    "Snapshot",
+    "SnapshotManifest",
+    "parse_filter",
+]

@@ -1,0 +1,98 @@
+"""Where things are in the index directory: collections, snapshots, and which one is live.
+
+The only module that reads or writes ``CURRENT``.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from tritonrag.contract import COLLECTION_PATTERN
+from tritonrag.errors import InvalidRequest, NotFound, SetupError
+
+CURRENT = "CURRENT"
+UNFINISHED = ".unfinished-"
+"""Prefix of a snapshot folder that is being written."""
+
+_SNAPSHOT = re.compile(r"\d{8}T\d{6}\.\d{6}Z-[0-9a-f]{4}")
+
+
+def check_collection(name: str) -> str:
+    """Return ``name`` if a collection may be called so.
+
+    Raises:
+        InvalidRequest: it may not.
+    """
+    if not re.fullmatch(COLLECTION_PATTERN, name):
+        raise InvalidRequest(
+            f"collection: {name[:80]!r} is not a collection's name; use 1 to 64 lower-case "
+            "letters, digits, `-` and `_`, a letter or digit first"
+        )
+    return name
+
+
+def collections(index_dir: Path) -> list[str]:
+    """Return the names of the collections that have a live snapshot, sorted."""
+    try:
+        names = sorted(entry.name for entry in os.scandir(index_dir))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return [
+        name
+        for name in names
+        if re.fullmatch(COLLECTION_PATTERN, name) and (index_dir / name / CURRENT).is_file()
+    ]
+
+
+def unknown_collection(name: str, known: list[str]) -> NotFound:
+    """Return the error for a collection that does not exist, naming those that do."""
+    those = f"there are {', '.join(known)}" if known else "there is none yet"
+    return NotFound(
+        f"collection: no collection is called {name!r}; {those} "
+        "(`tritonrag index add PATH --collection NAME` makes one)"
+    )
+
+
+def snapshots(collection: Path) -> list[str]:
+    """Return the names of the finished snapshots of a collection, oldest first."""
+    return sorted(entry.name for entry in collection.iterdir() if _SNAPSHOT.fullmatch(entry.name))
+
+
+def current(collection: Path) -> str | None:
+    """Return the name of the live snapshot, or None if there is none.
+
+    Raises:
+        SetupError: ``CURRENT`` holds something that is not a snapshot's name.
+    """
+    try:
+        name = (collection / CURRENT).read_text(encoding="ascii", errors="replace").strip()
+    except FileNotFoundError:
+        return None
+    if not _SNAPSHOT.fullmatch(name):
+        raise SetupError(
+            f"{collection.name}/{CURRENT} does not name a snapshot; "
+            "`tritonrag index rollback --to SNAPSHOT` sets it"
+        )
+    return name
+
+
+def set_current(collection: Path, snapshot: str) -> None:
+    """Make ``snapshot`` live: readers see the old name or the new one, never anything between."""
+    new = collection / f".{CURRENT}.new"
+    with new.open("w", encoding="ascii") as file:
+        file.write(snapshot + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(new, collection / CURRENT)
+    sync_folder(collection)
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's entries to disk, so that a rename in it survives a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

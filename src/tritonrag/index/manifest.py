@@ -1,0 +1,122 @@
+"""What a snapshot says about itself: ``manifest.json`` and the lines of ``documents.jsonl``.
+
+Knows neither FAISS nor how a snapshot is written or served.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tritonrag.artifacts import EmbedderManifest
+from tritonrag.errors import SetupError
+
+FORMAT_VERSION = 1
+"""Version of the layout on disk; a reader refuses a newer one."""
+
+METRIC = "inner_product"
+MANIFEST = "manifest.json"
+DOCUMENTS = "documents.jsonl"
+PASSAGES = "passages.jsonl"
+OFFSETS = "passages.offsets.npy"
+VECTORS = "vectors.faiss"
+DATA_FILES = (DOCUMENTS, PASSAGES, OFFSETS, VECTORS)
+
+
+@dataclass(frozen=True)
+class EmbedderId:
+    """The vector space of a snapshot; only the very same embedder may search it."""
+
+    model: str
+    precision: str
+    sha256: str
+
+    @classmethod
+    def of(cls, embedder: EmbedderManifest) -> EmbedderId:
+        """Return the identity of an installed embedder."""
+        return cls(embedder.model, embedder.precision, embedder.sha256)
+
+    def __str__(self) -> str:
+        """Name the embedder as its own manifest does."""
+        return f"{self.model} {self.precision} (sha256 {self.sha256[:12]})"
+
+
+@dataclass(frozen=True)
+class DocumentRecord:
+    """One indexed document.
+
+    ``sha256`` is that of the file's bytes and ``recipe`` says how it was cut into ``passages``
+    passages: if neither changed, indexing the file again would change nothing.
+    """
+
+    source: str
+    title: str
+    sha256: str
+    recipe: str
+    passages: int
+
+
+@dataclass(frozen=True)
+class SnapshotManifest:
+    """One immutable snapshot; ``files`` maps each data file to its SHA-256.
+
+    ``recipe`` is the chunking of the run that wrote it; documents kept from earlier runs state
+    their own.
+    """
+
+    snapshot: str
+    parent: str | None
+    created: str
+    embedder: EmbedderId
+    dimension: int
+    factory: str
+    documents: int
+    passages: int
+    recipe: str
+    files: dict[str, str]
+    metric: str = METRIC
+    format_version: int = FORMAT_VERSION
+
+    @classmethod
+    def load(cls, folder: Path) -> SnapshotManifest:
+        """Read the manifest of the snapshot in ``folder``.
+
+        Raises:
+            SetupError: the snapshot is missing, damaged, or of a newer format.
+        """
+        path = folder / MANIFEST
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            _check_version(values)
+            manifest = cls(**{**values, "embedder": EmbedderId(**values["embedder"])})
+        except FileNotFoundError:
+            raise SetupError(f"snapshot {folder.name} does not exist") from None
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise SetupError(
+                f"snapshot {folder.name} is damaged: its {MANIFEST} cannot be read ({error})"
+            ) from error
+        _check_contents(manifest, folder.name)
+        return manifest
+
+    def save(self, folder: Path) -> None:
+        """Write the manifest into ``folder``."""
+        text = json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False)
+        (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+
+
+def _check_version(values: dict[str, Any]) -> None:
+    version = values["format_version"]
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        raise SetupError(
+            f"its format version is {version}, newer than {FORMAT_VERSION}, the newest that this "
+            "tritonrag reads; update tritonrag, or go back with `tritonrag index rollback`"
+        )
+
+
+def _check_contents(manifest: SnapshotManifest, name: str) -> None:
+    missing = [file for file in DATA_FILES if file not in manifest.files]
+    if missing or manifest.snapshot != name or manifest.metric != METRIC:
+        raise SetupError(f"snapshot {name} is damaged: its {MANIFEST} contradicts its folder")

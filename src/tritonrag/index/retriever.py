@@ -1,0 +1,284 @@
+"""The serving side: live snapshots of every collection, swapped while searches go on.
+
+Knows neither Triton nor the tokenizer: embeddings come in, passages as JSON go out.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+
+import faiss
+import numpy as np
+
+from tritonrag.artifacts import EmbedderManifest
+from tritonrag.contract import DEFAULT_COLLECTION, DEFAULT_TOP_K, MAX_TOP_K, MIN_TOP_K
+from tritonrag.errors import InvalidRequest, SetupError, TritonragError, Unavailable
+from tritonrag.index import layout
+from tritonrag.index.filters import Filter
+from tritonrag.index.manifest import EmbedderId
+from tritonrag.index.snapshot import Floats, Ids, Snapshot
+
+POLL_SECONDS = 0.5
+
+
+@dataclass(frozen=True, eq=False)
+class Query:
+    """One question: ``embedding`` is float32 ``[dimension]``; ``filter`` None or empty is none."""
+
+    embedding: Floats
+    collection: str = DEFAULT_COLLECTION
+    top_k: int = DEFAULT_TOP_K
+    filter: Filter | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """The passages of one query, best first: JSON objects in UTF-8, scores float32 ``[n]``."""
+
+    passages: list[bytes]
+    scores: Floats
+
+
+_NOTHING = Result([], np.empty(0, np.float32))
+
+
+@dataclass(frozen=True)
+class _Live:
+    """What is known of one collection: its snapshot, if one could be loaded, and what was seen."""
+
+    seen: object
+    snapshot: Snapshot | None
+    refusal: str = ""
+
+
+@dataclass
+class _Group:
+    """Queries that one FAISS call answers."""
+
+    snapshot: Snapshot
+    where: Filter
+    members: list[int] = field(default_factory=list)
+
+
+class Retriever:
+    """Searches the live snapshot of each collection and follows ``CURRENT`` as it moves.
+
+    A snapshot that is damaged, of another embedder or of a newer format is refused with one log
+    line, and the one before stays live. Searches may run in any number of threads.
+    """
+
+    def __init__(
+        self,
+        index_dir: Path,
+        embedder: EmbedderManifest,
+        log: Callable[[str], None] = lambda message: None,
+        *,
+        faiss_threads: int = 1,
+        poll_seconds: float = POLL_SECONDS,
+    ) -> None:
+        """Load every collection under ``index_dir`` and start to watch them.
+
+        Args:
+            index_dir: may be missing or empty; collections are noticed when they appear.
+            embedder: the embedder being served.
+            log: called with one line for each snapshot that goes live or is refused.
+            faiss_threads: OpenMP threads of one FAISS call.
+            poll_seconds: how often ``CURRENT`` is looked at.
+        """
+        self._index_dir = index_dir
+        self._embedder = EmbedderId.of(embedder)
+        self._dimension = embedder.dimension
+        self._log = log
+        self._faiss_threads = faiss_threads
+        self._live: Mapping[str, _Live] = {}
+        self._refresh_lock = threading.Lock()
+        self._closed = threading.Event()
+        self.refresh()
+        self._watcher = threading.Thread(
+            target=self._watch, args=(poll_seconds,), name="index-watcher", daemon=True
+        )
+        self._watcher.start()
+
+    def __enter__(self) -> Retriever:
+        """Return itself; leaving the block closes it."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close it."""
+        self.close()
+
+    def close(self) -> None:
+        """Stop watching; searches still work on the snapshots loaded last."""
+        self._closed.set()
+        self._watcher.join()
+
+    @property
+    def collections(self) -> dict[str, Snapshot]:
+        """The collections that can be searched now, and their live snapshots."""
+        return {name: live.snapshot for name, live in self._live.items() if live.snapshot}
+
+    @property
+    def refusals(self) -> dict[str, str]:
+        """The collections whose newest snapshot was refused, and why."""
+        return {name: live.refusal for name, live in self._live.items() if live.refusal}
+
+    def check(self, query: Query) -> None:
+        """Raise what :meth:`search` would raise for this query, so that it can fail alone.
+
+        Raises:
+            InvalidRequest: the embedding's dimension, a value in it, ``top_k`` or the collection's
+                name is wrong.
+            NotFound: there is no such collection; the message lists those that exist.
+            Unavailable: the collection's only snapshot was refused.
+        """
+        _check_query(query, self._dimension)
+        self._snapshot(query.collection, self._live)
+
+    def search(self, queries: Sequence[Query]) -> list[Result]:
+        """Return the passages of each query, in the order of ``queries``.
+
+        One FAISS call answers all queries of one collection and filter. The results of one query
+        come from one snapshot. While nothing at all is indexed, the default collection is empty.
+
+        Raises:
+            TritonragError: as :meth:`check`, for the first query at fault.
+        """
+        live = self._live
+        results = [_NOTHING] * len(queries)
+        groups: dict[tuple[str, object], _Group] = {}
+        for number, query in enumerate(queries):
+            _check_query(query, self._dimension)
+            snapshot = self._snapshot(query.collection, live)
+            if snapshot is not None:
+                where = query.filter or {}
+                key = (query.collection, frozenset(where.items()))
+                groups.setdefault(key, _Group(snapshot, where)).members.append(number)
+        # OpenMP keeps this setting per calling thread, so that the constructor cannot make it.
+        faiss.omp_set_num_threads(self._faiss_threads)
+        for group in groups.values():
+            _search_group(group, queries, results)
+        return results
+
+    def refresh(self) -> None:
+        """Look at every ``CURRENT`` now, and load what has changed."""
+        with self._refresh_lock:
+            names = layout.collections(self._index_dir)
+            self._live = {name: self._looked_at(name) for name in names}
+
+    def _watch(self, seconds: float) -> None:
+        while not self._closed.wait(seconds):
+            try:
+                self.refresh()
+            except Exception as error:  # The watcher must outlive whatever the disk does.
+                self._log(f"index: cannot look at {self._index_dir}: {error}")
+
+    def _looked_at(self, collection: str) -> _Live:
+        known = self._live.get(collection)
+        seen = _signature(self._index_dir / collection / layout.CURRENT)
+        if known is not None and known.seen == seen:
+            return known
+        old = known.snapshot if known else None
+        try:
+            snapshot = self._load(collection, old)
+        except (TritonragError, OSError) as error:
+            return self._refused(collection, seen, old, str(error))
+        if snapshot is not old:
+            self._log(f"collection {collection}: snapshot {snapshot.name} is live, "
+                      f"{len(snapshot)} passages")  # fmt: skip
+        return _Live(seen, snapshot)
+
+    def _load(self, collection: str, old: Snapshot | None) -> Snapshot:
+        folder = self._index_dir / collection
+        name = layout.current(folder)
+        if name is None:
+            raise SetupError(f"{layout.CURRENT} is gone")
+        if old is not None and old.name == name:
+            return old
+        snapshot = Snapshot.open(folder / name)
+        check_embedder(snapshot.manifest.snapshot, snapshot.manifest.embedder, self._embedder)
+        return snapshot
+
+    def _refused(self, collection: str, seen: object, old: Snapshot | None, cause: str) -> _Live:
+        still = f"snapshot {old.name} stays live" if old else "nothing can be searched in it"
+        self._log(f"collection {collection}: refused: {cause}; {still}")
+        return _Live(seen, old, cause)
+
+    def _snapshot(self, collection: str, live: Mapping[str, _Live]) -> Snapshot | None:
+        found = live.get(layout.check_collection(collection))
+        if found is None:
+            if not live and collection == DEFAULT_COLLECTION:
+                return None
+            raise layout.unknown_collection(collection, sorted(live))
+        if found.snapshot is None:
+            raise Unavailable(f"collection {collection}: its index cannot be served: "
+                              f"{found.refusal}")  # fmt: skip
+        return found.snapshot
+
+
+def check_embedder(snapshot: str, built: EmbedderId, served: EmbedderId) -> None:
+    """Check that a snapshot belongs to the embedder being served.
+
+    Raises:
+        SetupError: it was built by another one; the message names both.
+    """
+    if built != served:
+        raise SetupError(
+            f"snapshot {snapshot} was built with the embedder {built}, but {served} is installed; "
+            "index the documents again with `tritonrag index add`, install the other embedder, or "
+            "go back with `tritonrag index rollback`"
+        )
+
+
+def _check_query(query: Query, dimension: int) -> None:
+    if query.embedding.shape != (dimension,):
+        raise InvalidRequest(
+            f"embedding: shape {list(query.embedding.shape)}, but the index has vectors of "
+            f"[{dimension}]"
+        )
+    if not np.isfinite(query.embedding).all():
+        raise InvalidRequest("embedding: holds a value that is not a finite number")
+    if not MIN_TOP_K <= query.top_k <= MAX_TOP_K:
+        raise InvalidRequest(f"top_k: {query.top_k} is not in {MIN_TOP_K} to {MAX_TOP_K}")
+
+
+def _search_group(group: _Group, queries: Sequence[Query], results: list[Result]) -> None:
+    members = [queries[number] for number in group.members]
+    embeddings = np.stack([query.embedding for query in members]).astype(np.float32, copy=False)
+    top_k = max(query.top_k for query in members)
+    scores, ids = group.snapshot.search(embeddings, top_k, group.where)
+    for row, (number, query) in enumerate(zip(group.members, members, strict=True)):
+        results[number] = _result(
+            group.snapshot, scores[row, : query.top_k], ids[row, : query.top_k]
+        )
+
+
+def _result(snapshot: Snapshot, scores: Floats, ids: Ids) -> Result:
+    found = int((ids >= 0).sum())
+    passages = [
+        _with_score(snapshot.passage(number), score)
+        for number, score in zip(ids[:found].tolist(), scores[:found].tolist(), strict=True)
+    ]
+    return Result(passages, scores[:found].copy())
+
+
+def _with_score(passage: bytes, score: float) -> bytes:
+    """Append the score to a stored JSON object without parsing it."""
+    return b'%s,"score":%.6f}' % (passage[:-1], score)
+
+
+def _signature(path: Path) -> object:
+    """Return what changes when ``CURRENT`` is replaced, from one ``stat``."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns, status.st_size

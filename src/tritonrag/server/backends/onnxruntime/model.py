@@ -1,0 +1,25 @@
+"""The ``onnxruntime`` backend of the embedded server, in Python; see ``tritonrag.backend.onnx``.
+
+Tensors: those of the model's ``config.pbtxt``, by name, [batch, …].
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tritonrag.backend.onnx import OnnxModel
+
+
+class TritonPythonModel:
+    """One ONNX Runtime session on the CPU."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Load ``model.onnx`` of the served version."""
+        folder = Path(args["model_repository"]) / args["model_version"]
+        self._model = OnnxModel(json.loads(args["model_config"]), folder)
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """Answer a batch."""
+        return self._model.execute(requests)

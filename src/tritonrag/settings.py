@@ -1,0 +1,133 @@
+"""Settings of the served models: read once at load, validated, frozen.
+
+Two sources: ``parameters`` of a ``config.pbtxt`` (what belongs to the model) and environment
+variables (what belongs to the place it runs in). A value out of bounds stops the load with a
+message that names it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tritonrag.contract import DEFAULT_COLLECTION
+from tritonrag.errors import SetupError
+
+INDEX_DIR_VARIABLE = "TRITONRAG_INDEX_DIR"
+"""Folder of the index, one sub-folder per collection."""
+
+REPOSITORY_VARIABLE = "TRITONRAG_REPOSITORY"
+"""Model repository that the command line works on."""
+
+URL_VARIABLE = "TRITONRAG_URL"
+"""Server that the command line talks to, ``host:port``."""
+
+
+@dataclass(frozen=True)
+class ModelArgs:
+    """What Triton hands to a Python model's ``initialize``, typed.
+
+    ``repository`` is the model repository that the model's own folder lies in.
+    """
+
+    name: str
+    repository: Path
+    config: dict[str, Any]
+
+    @classmethod
+    def parse(cls, args: Mapping[str, str]) -> ModelArgs:
+        """Read the arguments of ``TritonPythonModel.initialize``."""
+        return cls(
+            name=args["model_name"],
+            repository=Path(args["model_repository"]).parent,
+            config=json.loads(args["model_config"]),
+        )
+
+    def integer(self, key: str, default: int, low: int, high: int) -> int:
+        """Return the config parameter ``key`` as an integer within ``low`` and ``high``.
+
+        Raises:
+            SetupError: it is not an integer or out of bounds.
+        """
+        text = self.text(key, str(default))
+        try:
+            value = int(text)
+        except ValueError:
+            value = low - 1
+        if not low <= value <= high:
+            raise SetupError(
+                f"model {self.name}: parameter {key} is {text!r}, expected {low} to {high}"
+            )
+        return value
+
+    def text(self, key: str, default: str) -> str:
+        """Return the config parameter ``key``, or ``default``."""
+        parameter = self.config.get("parameters", {}).get(key, {})
+        return str(parameter.get("string_value", default))
+
+
+@dataclass(frozen=True)
+class IndexSettings:
+    """Where the index lies and which collection is searched by default."""
+
+    directory: Path
+    collection: str = DEFAULT_COLLECTION
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> IndexSettings:
+        """Read ``TRITONRAG_INDEX_DIR`` (default ``index`` in the working directory)."""
+        return cls(Path(environment.get(INDEX_DIR_VARIABLE, "index")))
+
+
+@dataclass(frozen=True)
+class RemoteLlmSettings:
+    """An OpenAI-compatible chat endpoint that generates instead of the local engine.
+
+    ``context_tokens`` is a budget for prompts: the endpoint's tokenizer is not known here.
+    """
+
+    url: str
+    key: str
+    model: str
+    context_tokens: int
+    timeout_s: float
+
+    @classmethod
+    def from_environment(
+        cls, environment: Mapping[str, str] = os.environ
+    ) -> RemoteLlmSettings | None:
+        """Read ``LLM_API_URL`` and its companions; None where that variable is unset or empty.
+
+        Raises:
+            SetupError: ``LLM_MODEL`` is missing, or a number is not one.
+        """
+        url = environment.get("LLM_API_URL", "")
+        if not url:
+            return None
+        model = environment.get("LLM_MODEL", "")
+        if not model:
+            raise SetupError("LLM_API_URL is set but LLM_MODEL is not; name the model to ask for")
+        return cls(
+            url=url,
+            key=environment.get("LLM_API_KEY", ""),
+            model=model,
+            context_tokens=int(_number(environment, "LLM_CONTEXT", 8192, 256, 10_000_000)),
+            timeout_s=_number(environment, "LLM_TIMEOUT", 60, 0.1, 3600),
+        )
+
+
+def _number(
+    environment: Mapping[str, str], name: str, default: float, low: float, high: float
+) -> float:
+    text = environment.get(name) or str(default)
+    try:
+        value = float(text)
+    except ValueError:
+        value = low - 1
+    if not low <= value <= high:
+        raise SetupError(f"{name} is {text!r}, expected a number from {low:g} to {high:g}")
+    return value
