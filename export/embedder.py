@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
+import inspect
 import logging
 import shutil
 import sys
@@ -36,7 +36,9 @@ from tritonrag.artifacts import (
     EmbedderManifest,
     folder_size,
     installed_versions,
+    model_name,
     model_sha256,
+    read_json,
     resolve_model,
     staged,
 )
@@ -105,13 +107,13 @@ class Encoder:
 
 
 class Pooled(torch.nn.Module):
-    """An encoder with pooling and L2 normalisation: ids and mask [batch, sequence] to [batch, d]."""
+    """An encoder with pooling and L2 norm: ids and mask [batch, sequence] to [batch, dimension]."""
 
     def __init__(self, encoder: torch.nn.Module, pooling: str) -> None:
         super().__init__()
         self.encoder = encoder
         self.pooling = pooling
-        self.takes_types = "token_type_ids" in encoder.forward.__code__.co_varnames
+        self.takes_types = "token_type_ids" in inspect.signature(encoder.forward).parameters
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         types = {"token_type_ids": torch.zeros_like(input_ids)} if self.takes_types else {}
@@ -233,10 +235,6 @@ def wheel_folder() -> Path:
     return resolve_model(str(Path(spec.origin).parent / "model"))
 
 
-def model_name(model: str) -> str:
-    return Path(model).resolve().name if Path(model).is_dir() else model
-
-
 def pooling_of(folder: Path) -> str:
     modules = [
         (module["type"].rsplit(".", 1)[-1], module["path"])
@@ -271,20 +269,11 @@ def max_tokens_of(folder: Path, config: dict[str, Any], wanted: int | None) -> i
 
 def prefixes_of(folder: Path, options: argparse.Namespace) -> dict[str, str]:
     prompts = read_json(folder / "config_sentence_transformers.json", default={}).get("prompts", {})
-    own = {"query": prompts.get("query"), "passage": prompts.get("passage", prompts.get("document"))}
+    prompts.setdefault("passage", prompts.get("document"))  # sentence-transformers says document
     flags = {"query": options.query_prefix, "passage": options.passage_prefix}
-    return {role: (own[role] or "") if flags[role] is None else flags[role] for role in ROLES}
-
-
-def read_json(path: Path, default: Any = None) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        if default is None:
-            raise
-        return default
-    except ValueError as error:
-        raise SetupError(f"{path}: not JSON ({error})") from error
+    return {
+        role: (prompts.get(role) or "") if flag is None else flag for role, flag in flags.items()
+    }
 
 
 def load(encoder: Encoder) -> tuple[Pooled, Any]:
@@ -343,12 +332,10 @@ def write_tokenizer(tokenizer: Any, folder: Path) -> None:
     fast.save(str(folder / "tokenizer.json"))
 
 
-def compare(
-    model: Pooled, tokenizer: Any, folder: Path, encoder: Encoder
-) -> dict[str, float]:
+def compare(model: Pooled, tokenizer: Any, folder: Path, encoder: Encoder) -> dict[str, float]:
     """Compare text by text, the original alone and unpadded, the export in batches with padding."""
     texts = sample_texts(encoder.prefixes)
-    wanted = np.stack([embed_original(model, tokenizer, text, encoder.max_tokens) for text in texts])
+    wanted = embed_original(model, tokenizer, texts, encoder.max_tokens)
     fast = Tokenizer.from_file(str(folder / "tokenizer.json"))
     fast.enable_truncation(encoder.max_tokens)
     session = onnxruntime.InferenceSession(
@@ -369,16 +356,18 @@ def compare(
 
 def sample_texts(prefixes: dict[str, str]) -> list[str]:
     """Return a few dozen texts, from one word to more than any model's longest input."""
-    longer = [" ".join(SAMPLES[start:]) for start in range(0, len(SAMPLES), 2)]
-    texts = [*SAMPLES, *longer, " ".join(SAMPLES * 4)]
-    roles = [prefixes[ROLES[number % len(ROLES)]] for number in range(len(texts))]
-    return [role + text for role, text in zip(roles, texts, strict=True)]
+    longer = [" ".join(SAMPLES[start : start + 3]) for start in range(len(SAMPLES) - 3)]
+    texts = [*SAMPLES, *longer, " ".join(SAMPLES * 3)]
+    return [prefixes[ROLES[place % len(ROLES)]] + text for place, text in enumerate(texts)]
 
 
-def embed_original(model: Pooled, tokenizer: Any, text: str, max_tokens: int) -> np.ndarray:
-    tokens = tokenizer(text, truncation=True, max_length=max_tokens, return_tensors="pt")
-    with torch.no_grad():
-        return model(tokens["input_ids"], tokens["attention_mask"])[0].numpy()
+def embed_original(model: Pooled, tokenizer: Any, texts: list[str], max_tokens: int) -> np.ndarray:
+    rows = []
+    for text in texts:
+        tokens = tokenizer(text, truncation=True, max_length=max_tokens, return_tensors="pt")
+        with torch.no_grad():
+            rows.append(model(tokens["input_ids"], tokens["attention_mask"])[0].numpy())
+    return np.stack(rows)
 
 
 def embed_export(

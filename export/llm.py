@@ -12,7 +12,6 @@ installed.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import subprocess
 import sys
@@ -32,7 +31,9 @@ from tritonrag.artifacts import (
     LlmManifest,
     folder_size,
     installed_versions,
+    model_name,
     model_sha256,
+    read_json,
     resolve_model,
     staged,
 )
@@ -49,6 +50,7 @@ except ImportError as missing:
 
 DEMO_MODEL = Path(__file__).parent / "demo_llm" / "model"
 ARCHITECTURES = ("LlamaForCausalLM",)
+MIN_CONTEXT = 256
 
 DEFAULT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
@@ -72,7 +74,7 @@ class Tolerance:
     max_logprob: float
 
 
-TOLERANCES = {"fp32": Tolerance(0.9999, 0.001), "int4": Tolerance(0.95, 0.15)}
+TOLERANCES = {"fp32": Tolerance(0.9999, 0.001), "int4": Tolerance(0.93, 0.15)}
 
 READ, DECODED = 16, 64
 """Tokens read at once before the decoding, and tokens decoded one by one, in the comparison."""
@@ -153,7 +155,7 @@ def quieten() -> None:
 def export(options: argparse.Namespace) -> None:
     started = time.perf_counter()
     source = resolve_model(options.model)
-    config = read_config(source)
+    config = check_config(source)
     grounding = options.grounding or config.get("tritonrag_grounding", "free")
     if grounding not in GROUNDINGS:
         raise SetupError(f"{source}: tritonrag_grounding {grounding!r} is not one of {GROUNDINGS}")
@@ -185,25 +187,18 @@ def export(options: argparse.Namespace) -> None:
     print(f"wrote {target}: {folder_size(target) / 1e6:.1f} MB in {seconds:.1f} s")
 
 
-def model_name(model: str) -> str:
-    """Return a name for messages: the hub id, or the folder's name (its parent's for ``model``)."""
-    if not Path(model).is_dir():
-        return model
-    folder = Path(model).resolve()
-    return folder.parent.name if folder.name == "model" else folder.name
-
-
-def read_config(source: Path) -> dict[str, Any]:
-    try:
-        config = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise SetupError(f"{source / 'config.json'}: not JSON ({error})") from error
+def check_config(source: Path) -> dict[str, Any]:
+    """Return the model's config.json if it is of a kind that this export knows."""
+    config: dict[str, Any] = read_json(source / "config.json")
     architectures = config.get("architectures") or ["none named"]
     if not set(architectures) & set(ARCHITECTURES):
         raise SetupError(
             f"{source}: its architecture is {', '.join(architectures)}; "
             f"supported is {', '.join(ARCHITECTURES)}"
         )
+    context = config.get("max_position_embeddings", 0)
+    if context < MIN_CONTEXT:
+        raise SetupError(f"{source}: a context of {context} tokens is too short to answer from")
     return config
 
 
@@ -268,6 +263,7 @@ def compare(model: Any, tokenizer: Any, folder: Path) -> dict[str, float]:
         exported = genai.Model(str(folder))
     except Exception as error:  # GenAI raises RuntimeError and others
         raise SetupError(f"the built model cannot be loaded: {first_line(error)}") from error
+    check_tokens(tokenizer, genai.Tokenizer(exported))
     texts = [tokens_of(tokenizer, text)[: READ + DECODED + 1] for text in TEXTS]
     answers = [greedy(model, tokens_of(tokenizer, prompt)) for prompt in PROMPTS]
     cosines, logprobs, agreed = [], [], []
@@ -290,6 +286,17 @@ def compare(model: Any, tokenizer: Any, folder: Path) -> dict[str, float]:
     for name, value in parity.items():
         print(f"  {name:20} {value:10.6f}")
     return {name: round(value, 8) for name, value in parity.items()}
+
+
+def check_tokens(tokenizer: Any, exported: genai.Tokenizer) -> None:
+    """Check that GenAI's own tokenizer, which the server uses, reads text as the original does."""
+    for text in (*TEXTS, *PROMPTS, "Café: 20 °C\n\n[1] 東京, “2024”"):
+        wanted = tokenizer(text, add_special_tokens=False)["input_ids"]
+        got = [int(token) for token in exported.encode(text)]
+        if got[:1] == [tokenizer.bos_token_id]:
+            del got[0]
+        if got != wanted:
+            raise SetupError(f"ONNX Runtime GenAI's tokenizer reads {text[:40]!r} differently")
 
 
 def tokens_of(tokenizer: Any, text: str) -> list[int]:

@@ -23,13 +23,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tritonrag.errors import SetupError
 
 EMBEDDER_DIR = Path("embed/1")
 LLM_DIR = Path("generate/1/llm")
 MANIFEST = "manifest.json"
+
+_Manifest = TypeVar("_Manifest")
 
 
 @dataclass(frozen=True)
@@ -161,6 +163,31 @@ def resolve_model(model: str) -> Path:
     return folder
 
 
+def model_name(model: str) -> str:
+    """Return a name for messages: the hub id, or the folder's name (its parent's for ``model``)."""
+    folder = Path(model).expanduser()
+    if not folder.is_dir():
+        return model
+    folder = folder.resolve()
+    return folder.parent.name if folder.name == "model" else folder.name
+
+
+def read_json(path: Path, default: Any = None) -> Any:
+    """Return the contents of a JSON file, or ``default`` where one is given and there is no file.
+
+    Raises:
+        SetupError: it is missing or not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        if default is not None:
+            return default
+        raise SetupError(f"{path}: no such file") from None
+    except ValueError as error:
+        raise SetupError(f"{path}: not JSON ({error})") from error
+
+
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     try:
@@ -222,7 +249,7 @@ def _digest(paths: list[Path]) -> str:
     return digest.hexdigest()
 
 
-def _load(cls: type[Any], path: Path, program: str) -> Any:
+def _load(cls: type[_Manifest], path: Path, program: str) -> _Manifest:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         return cls(**values)

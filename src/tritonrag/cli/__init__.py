@@ -7,6 +7,7 @@ import sys
 import typer
 
 from tritonrag.cli import index, query, serving
+from tritonrag.cli.demo import demo
 from tritonrag.errors import RequestError, TritonragError
 
 app = typer.Typer(
@@ -18,6 +19,7 @@ app = typer.Typer(
 )
 serving.register(app)
 query.register(app)
+app.command()(demo)
 app.add_typer(index.app, name="index")
 
 

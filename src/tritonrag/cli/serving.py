@@ -28,7 +28,7 @@ HttpPort = Annotated[int, typer.Option(help="HTTP port on 127.0.0.1.")]
 GrpcPort = Annotated[int, typer.Option(help="gRPC port on 127.0.0.1.")]
 MetricsPort = Annotated[int, typer.Option(help="Port of /metrics on 127.0.0.1.")]
 
-_STATE, _REPOSITORY, _INDEX = Path(".tritonrag"), Path("model_repository"), Path("index")
+STATE, REPOSITORY, INDEX = Path(".tritonrag"), Path("model_repository"), Path("index")
 
 
 def register(app: typer.Typer) -> None:
@@ -38,15 +38,15 @@ def register(app: typer.Typer) -> None:
 
 
 def serve(
-    repository: Repository = _REPOSITORY,
-    index_dir: IndexDir = _INDEX,
-    state_dir: StateDir = _STATE,
+    repository: Repository = REPOSITORY,
+    index_dir: IndexDir = INDEX,
+    state_dir: StateDir = STATE,
     http_port: HttpPort = 8000,
     grpc_port: GrpcPort = 8001,
     metrics_port: MetricsPort = 8002,
 ) -> None:
     """Run the embedded server in the foreground until Ctrl-C."""
-    server, running = _start(
+    server, running = start(
         repository, index_dir, state_dir, (http_port, grpc_port, metrics_port), bound=True
     )
     print("Ctrl-C stops the server.")
@@ -58,19 +58,19 @@ def serve(
 
 
 def up(
-    repository: Repository = _REPOSITORY,
-    index_dir: IndexDir = _INDEX,
-    state_dir: StateDir = _STATE,
+    repository: Repository = REPOSITORY,
+    index_dir: IndexDir = INDEX,
+    state_dir: StateDir = STATE,
     http_port: HttpPort = 8000,
     grpc_port: GrpcPort = 8001,
     metrics_port: MetricsPort = 8002,
 ) -> None:
     """Start the embedded server in the background and wait until it is ready."""
-    _start(repository, index_dir, state_dir, (http_port, grpc_port, metrics_port), bound=False)
+    start(repository, index_dir, state_dir, (http_port, grpc_port, metrics_port), bound=False)
     print("`tritonrag down` stops the server.")
 
 
-def down(state_dir: StateDir = _STATE) -> None:
+def down(state_dir: StateDir = STATE) -> None:
     """Stop the embedded server, and remove what an earlier crash left behind."""
     from tritonrag.server.process import EmbeddedServer
 
@@ -79,7 +79,7 @@ def down(state_dir: StateDir = _STATE) -> None:
 
 
 def status(
-    state_dir: StateDir = _STATE,
+    state_dir: StateDir = STATE,
     url: Annotated[
         str, typer.Option(envvar=URL_VARIABLE, help="Ask this gRPC address, host:port, instead.")
     ] = "",
@@ -123,7 +123,7 @@ def _known(state_dir: Path) -> tuple[str, dict[str, object]]:
     }
 
 
-def _start(
+def start(
     repository: Path, index_dir: Path, state_dir: Path, ports: tuple[int, int, int], *, bound: bool
 ) -> tuple[EmbeddedServer, Running]:
     from tritonrag.server.process import EmbeddedServer, Ports

@@ -14,7 +14,7 @@ from pathlib import Path
 from tritonrag.errors import SetupError
 
 MIN_GLIBC = (2, 35)
-PYTHONS = ((3, 10), (3, 12))
+PYTHONS = ((3, 11), (3, 12))
 _INSTALL = "pip install 'tritonrag[embedded]'"
 
 
@@ -57,7 +57,7 @@ def lay_out_backends(installation: Installation, directory: Path) -> None:
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     stub = installation.root / "python_backend_stubs" / version / "triton_python_backend_stub"
     if not stub.is_file():
-        raise SetupError(f"the server has no Python backend for Python {version}; use 3.10 to 3.12")
+        raise SetupError(f"the server has no Python backend for Python {version}; use 3.11 or 3.12")
     shutil.rmtree(directory, ignore_errors=True)
     python = directory / "python"
     python.mkdir(parents=True)
@@ -98,7 +98,7 @@ def _check_machine() -> None:
     if not low <= sys.version_info[:2] <= high:
         raise SetupError(
             f"Python {platform.python_version()} is not supported; "
-            f"make the environment with Python {low[0]}.{low[1]} to {high[0]}.{high[1]}"
+            f"make the environment with Python {low[0]}.{low[1]} or {high[0]}.{high[1]}"
         )
     name, version = platform.libc_ver()
     if name != "glibc" or tuple(map(int, version.split(".")[:2])) < MIN_GLIBC:

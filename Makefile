@@ -1,0 +1,76 @@
+# The same few words for people and CI. `make help` lists them.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+# Where to take torch from, for a build without CUDA: TORCH_INDEX=https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
+ONCE ?=
+
+EMBEDDER := model_repository/embed/1/manifest.json
+LLM := model_repository/generate/1/llm/manifest.json
+
+.PHONY: help install models run test lint types unit lock bench clean
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+install: $(VENV)/.dev ## make the environment in .venv, tools for development included
+
+run: models ## set up what is missing, start the server, index the sample handbook, ask (ONCE=1: then stop)
+	@$(BIN)/tritonrag demo $(if $(ONCE),--once)
+
+models: $(EMBEDDER) $(LLM) ## export the default models into model_repository/ where there are none
+
+test: $(VENV)/.dev models ## everything that CI runs: lint, types, and all tests on the real server
+	@$(MAKE) --no-print-directory lint types
+	@$(BIN)/python -m pytest
+
+unit: $(VENV)/.dev ## the tests that need no server
+	@$(BIN)/python -m pytest tests/unit tests/models tests/contract
+
+lint: $(VENV)/.dev ## ruff
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev ## mypy --strict; each model.py on its own, since all have one name
+	@$(BIN)/mypy
+	@for model in model_repository/*/1/model.py; do $(BIN)/mypy $$model || exit 1; done
+
+bench: $(VENV)/.run models ## search and rag at 1, 8 and 64 clients beside the in-process limit
+	@$(BIN)/python perf/bench.py
+
+lock: $(VENV)/.dev ## refresh constraints.txt and the GPU image's lock
+	@$(BIN)/uv pip compile -q --upgrade --python-version 3.11 --python-platform x86_64-manylinux_2_35 \
+	  --all-extras --no-annotate --custom-compile-command "make lock" pyproject.toml -o constraints.txt
+	@$(BIN)/uv pip compile -q --upgrade --python-version 3.12 --python-platform x86_64-manylinux_2_39 \
+	  --extra serve --no-annotate --custom-compile-command "make lock" \
+	  --no-emit-package faiss-cpu --no-emit-package onnxruntime --no-emit-package onnxruntime-genai \
+	  pyproject.toml deploy/container/requirements-gpu.in -o deploy/container/requirements-gpu.txt
+
+clean: ## remove the environment, the exported models, the index and the server's state
+	@-$(BIN)/tritonrag down 2>/dev/null
+	rm -rf $(VENV) .tritonrag index model_repository/embed/1 model_repository/generate/1/llm
+
+$(VENV)/.run: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 12) else \
+	  "Python %d.%d is not supported; call make PYTHON=python3.11 (3.11 or 3.12)" % v)'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
+	  { rm -rf $(VENV); echo "no venv here: install it (Debian, Ubuntu: apt install python3-venv)"; exit 1; }
+	@echo "installing the packages into $(VENV) (2 to 3 minutes the first time) …"
+	@$(if $(TORCH_INDEX),$(PIP) install -q torch==2.13.0 --index-url $(TORCH_INDEX))
+	@$(PIP) install -q -c constraints.txt -e '.[embedded,export]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.run
+	@echo "installing the tools for development …"
+	@$(PIP) install -q -c constraints.txt -e '.[embedded,export,dev]'
+	@touch $@
+
+# Order-only: what a user has exported is never replaced by a rebuild.
+$(EMBEDDER): | $(VENV)/.run
+	@$(BIN)/python export/embedder.py
+
+$(LLM): | $(VENV)/.run
+	@$(BIN)/python export/llm.py

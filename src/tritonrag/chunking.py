@@ -1,0 +1,288 @@
+"""Documents to passages: by heading first, then whole sentences up to a budget of tokens.
+
+The heading path is embedded together with the text and counts in the budget. The same file and
+settings always give the same passages and ids. Knows neither files nor vectors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from sentencex import segment
+from tokenizers import Tokenizer
+
+from tritonrag.artifacts import EMBEDDER_DIR, EmbedderManifest
+from tritonrag.documents import PARSER_VERSION, Document
+from tritonrag.errors import InvalidRequest
+from tritonrag.markup import Block
+
+MIN_CHUNK_TOKENS, MAX_CHUNK_TOKENS = 16, 4096
+DEFAULT_CHUNK_TOKENS, DEFAULT_CHUNK_OVERLAP = 128, 24
+
+MAX_CHARS_PER_TOKEN = 10
+"""A text counts at least its length over this: some tokenizers make one token of any long word."""
+
+HEADING_SEPARATOR = " > "
+
+_LINE = re.compile(r"[^\n]*\S[^\n]*")
+
+
+@dataclass(frozen=True)
+class ChunkSettings:
+    """Tokens of a chunk with its heading path, and how many of them the next one repeats."""
+
+    tokens: int = DEFAULT_CHUNK_TOKENS
+    overlap: int = DEFAULT_CHUNK_OVERLAP
+
+    @property
+    def recipe(self) -> str:
+        """All that decides how a file is cut, for comparison with how it was cut earlier."""
+        return f"parser {PARSER_VERSION}, chunks of {self.tokens} tokens, {self.overlap} overlap"
+
+    def check(self, max_tokens: int) -> None:
+        """Check the settings against the longest text the embedder takes, in tokens.
+
+        Raises:
+            InvalidRequest: a value is out of its range.
+        """
+        most = min(max_tokens, MAX_CHUNK_TOKENS)
+        if not MIN_CHUNK_TOKENS <= self.tokens <= most:
+            raise InvalidRequest(
+                f"--chunk-tokens: {self.tokens} is not in {MIN_CHUNK_TOKENS} to {most}, "
+                f"the embedder's limit being {max_tokens}"
+            )
+        if not 0 <= self.overlap <= self.tokens // 2:
+            raise InvalidRequest(
+                f"--chunk-overlap: {self.overlap} is not in 0 to {self.tokens // 2}, "
+                "half of --chunk-tokens"
+            )
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A chunk as it is stored and cited; ``start`` and ``end`` are characters of the file."""
+
+    id: str
+    text: str
+    source: str
+    title: str
+    heading_path: tuple[str, ...]
+    start: int
+    end: int
+
+    @property
+    def location(self) -> str:
+        """The title and the headings above the passage: ``Title > Heading > Sub-heading``."""
+        return HEADING_SEPARATOR.join((self.title, *self.heading_path))
+
+    def to_json(self) -> bytes:
+        """Return one line of ``passages.jsonl`` without its newline."""
+        values = {
+            "id": self.id,
+            "text": self.text,
+            "source": self.source,
+            "title": self.title,
+            "location": self.location,
+            "heading_path": self.heading_path,
+            "start": self.start,
+            "end": self.end,
+        }
+        return json.dumps(values, ensure_ascii=False, separators=(",", ":")).encode()
+
+    @classmethod
+    def from_json(cls, line: bytes) -> Passage:
+        """Read what :meth:`to_json` wrote."""
+        values: dict[str, Any] = json.loads(line)
+        del values["location"]
+        return cls(**{**values, "heading_path": tuple(values["heading_path"])})
+
+
+@dataclass(frozen=True)
+class _Unit:
+    """A sentence, or a line of code or of a table: what a chunk is made of.
+
+    ``before`` is the white space between it and the unit before, and counts in ``tokens``.
+    """
+
+    before: str
+    text: str
+    tokens: int
+    start: int
+    end: int
+
+
+class Chunker:
+    """Cuts documents for one embedder. Not thread-safe, as its tokenizer is not."""
+
+    def __init__(
+        self, tokenizer: Tokenizer, settings: ChunkSettings, max_tokens: int, prefix: str = ""
+    ) -> None:
+        """Take the embedder's tokenizer, limit of tokens, and prefix of a passage.
+
+        Raises:
+            InvalidRequest: the settings do not suit the embedder.
+        """
+        settings.check(max_tokens)
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        self.settings = settings
+        self._tokenizer = tokenizer
+        self._budget = settings.tokens - tokenizer.num_special_tokens_to_add(is_pair=False)
+        self._budget -= self._count([prefix])[0]
+        if self._budget < MIN_CHUNK_TOKENS // 2:
+            raise InvalidRequest(
+                f"--chunk-tokens: {settings.tokens} leave no room beside the embedder's prefix "
+                f"{prefix[:80]!r}; allow more"
+            )
+
+    @classmethod
+    def of(cls, repository: Path, settings: ChunkSettings) -> Chunker:
+        """Return the chunker for the embedder installed in a model repository.
+
+        Raises:
+            SetupError: none is installed.
+            InvalidRequest: the settings do not suit the embedder.
+        """
+        manifest = EmbedderManifest.load(repository)
+        tokenizer = Tokenizer.from_file(str(repository / EMBEDDER_DIR / "tokenizer.json"))
+        prefix = manifest.prefixes.get("passage", "")
+        return cls(tokenizer, settings, manifest.max_tokens, prefix)
+
+    def passages(self, document: Document) -> Iterator[Passage]:
+        """Yield the passages of a document in reading order.
+
+        A passage lies under one heading and starts where a sentence starts, unless that sentence
+        alone is over the budget.
+        """
+        for path, blocks in groupby(document.blocks, key=lambda block: block.heading_path):
+            room = self._budget - self._count([self._heading(document.title, path) + "\n"])[0]
+            units = self._units(document.text, blocks, room)
+            for chunk in self._pack(units, room):
+                yield _passage(document, path, chunk)
+
+    def embedded_text(self, passage: Passage) -> str:
+        """Return what is embedded for a passage: its heading path, a newline and its text."""
+        return f"{self._heading(passage.title, passage.heading_path)}\n{passage.text}"
+
+    def _heading(self, title: str, path: tuple[str, ...]) -> str:
+        """Return the heading path, cut where it would take over half of the budget."""
+        heading = HEADING_SEPARATOR.join((title, *path))
+        start, end = next(self._cut(heading, 0, len(heading), self._budget // 2), (0, 0))
+        return heading[start:end]
+
+    def _units(self, source: str, blocks: Iterable[Block], room: int) -> Iterator[_Unit]:
+        before = None
+        for block in blocks:
+            gap = "\n" if before and before.kind == block.kind == "item" else "\n\n"
+            yield from self._block_units(source, block, gap, room)
+            before = block
+
+    def _block_units(self, source: str, block: Block, gap: str, room: int) -> Iterator[_Unit]:
+        marker = block.marker
+        room = max(1, room - self._count([marker])[0])
+        end = 0
+        for start, stop in self._spans(block, room):
+            before = gap if not end else block.text[end:start]
+            text = marker + block.text[start:stop]
+            tokens = self._count([before + text])[0]
+            first, last = block.source_range(source, start, stop)
+            if source.endswith(marker, 0, first):
+                first -= len(marker)
+            yield _Unit(before, text, tokens, first, last)
+            end, marker = stop, ""
+
+    def _spans(self, block: Block, room: int) -> Iterator[tuple[int, int]]:
+        spans = list(_lines(block) if block.kind in ("code", "table") else _sentences(block.text))
+        counts = self._count([block.text[start:end] for start, end in spans])
+        for (start, end), tokens in zip(spans, counts, strict=True):
+            if tokens <= room:
+                yield start, end
+            else:
+                yield from self._cut(block.text, start, end, room)
+
+    def _cut(self, text: str, start: int, end: int, room: int) -> Iterator[tuple[int, int]]:
+        """Split ``text[start:end]`` at words, or within one that is over ``room`` tokens."""
+        while start < end:
+            window = text[start : min(end, start + room * MAX_CHARS_PER_TOKEN)]
+            stop = start + self._fitting(window, room, whole=start + len(window) == end)
+            yield start, stop
+            start = stop
+            while start < end and text[start].isspace():
+                start += 1
+
+    def _fitting(self, window: str, room: int, *, whole: bool) -> int:
+        """Return how many characters of ``window`` fit; ``whole`` if the text ends with it."""
+        if whole and self._count([window])[0] <= room:
+            return len(window)
+        offsets = self._tokenizer.encode(window, add_special_tokens=False).offsets
+        limit = max(1, offsets[room][0]) if len(offsets) > room else len(window) - 1
+        blanks = (at for at in range(limit, 0, -1) if window[at].isspace())
+        return next(blanks, limit)
+
+    def _pack(self, units: Iterable[_Unit], room: int) -> Iterator[list[_Unit]]:
+        chunk: list[_Unit] = []
+        for unit in units:
+            if chunk and _size(chunk) + unit.tokens > room:
+                yield chunk
+                chunk = _tail(chunk, min(self.settings.overlap, room - unit.tokens))
+            chunk.append(unit)
+        if chunk:
+            yield chunk
+
+    def _count(self, texts: list[str]) -> list[int]:
+        encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return [
+            max(len(encoding.ids), len(text) // MAX_CHARS_PER_TOKEN)
+            for text, encoding in zip(texts, encodings, strict=True)
+        ]
+
+
+def _sentences(text: str) -> Iterator[tuple[int, int]]:
+    """Yield where each sentence of each line starts and ends, white space around it left out."""
+    for line in _LINE.finditer(text):
+        start = line.start()
+        for sentence in segment("en", line.group()):
+            bare = sentence.strip()
+            if bare:
+                first = start + sentence.index(bare)
+                yield first, first + len(bare)
+            start += len(sentence)
+
+
+def _lines(block: Block) -> Iterator[tuple[int, int]]:
+    for line in _LINE.finditer(block.text):
+        yield line.start(), line.start() + len(line.group().rstrip())
+
+
+def _size(chunk: list[_Unit]) -> int:
+    return sum(unit.tokens for unit in chunk)
+
+
+def _tail(chunk: list[_Unit], tokens: int) -> list[_Unit]:
+    """Return the last units of a chunk that together have at most ``tokens``."""
+    kept = len(chunk)
+    while kept and _size(chunk[kept - 1 :]) <= tokens:
+        kept -= 1
+    return chunk[kept:]
+
+
+def _passage(document: Document, path: tuple[str, ...], chunk: list[_Unit]) -> Passage:
+    text = chunk[0].text + "".join(unit.before + unit.text for unit in chunk[1:])
+    start = chunk[0].start
+    identity = f"{document.source}\0{start}\0{text}".encode()
+    return Passage(
+        id=hashlib.blake2b(identity, digest_size=10).hexdigest(),
+        text=text,
+        source=document.source,
+        title=document.title,
+        heading_path=path,
+        start=start,
+        end=chunk[-1].end,
+    )

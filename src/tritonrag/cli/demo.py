@@ -1,0 +1,62 @@
+"""``tritonrag demo``: the whole project in one command, on the sample handbook."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tritonrag.cli import index, query, serving
+from tritonrag.client import Client
+from tritonrag.errors import InternalError
+
+HANDBOOK = Path("samples/handbook")
+QUESTIONS = (
+    "How many days of annual leave do full-time employees receive?",
+    "Within how many days must an expense report be handed in?",
+    "How many characters must a password have?",
+)
+
+
+def demo(
+    once: Annotated[
+        bool, typer.Option("--once", help="Stop after the answers; status 1 without citations.")
+    ] = False,
+    documents: Annotated[Path, typer.Option(help="Folder to index.")] = HANDBOOK,
+    repository: serving.Repository = serving.REPOSITORY,
+    index_dir: serving.IndexDir = serving.INDEX,
+    state_dir: serving.StateDir = serving.STATE,
+    http_port: serving.HttpPort = 8000,
+    grpc_port: serving.GrpcPort = 8001,
+    metrics_port: serving.MetricsPort = 8002,
+) -> None:
+    """Start the embedded server, index the sample handbook and ask three questions."""
+    ports = (http_port, grpc_port, metrics_port)
+    server, running = serving.start(repository, index_dir, state_dir, ports, bound=True)
+    try:
+        url = f"127.0.0.1:{running.ports.grpc}"
+        print()
+        index.add([documents], url=url, index_dir=index_dir, repository=repository)
+        with Client(url) as client:
+            for question in QUESTIONS:
+                print(f"\n> {question}")
+                if not query.stream_answer(client, question):
+                    raise InternalError(f"no citation came with the answer to {question!r}")
+        if not once:
+            _invite(running.ports.http, url)
+            server.wait(running)
+    finally:
+        server.stop()
+
+
+def _invite(http_port: int, url: str) -> None:
+    print(
+        f"""
+The server stays up until Ctrl-C. In another terminal:
+  .venv/bin/tritonrag ask "Who approves remote work?"
+  .venv/bin/tritonrag search "parental leave" --top-k 3
+  curl -N http://127.0.0.1:{http_port}/v2/models/rag/generate_stream \\
+    -d '{{"question": "Who approves remote work?"}}'
+gRPC clients: {url}, models `rag`, `search` and `embed_text` (docs/contract.md)"""
+    )

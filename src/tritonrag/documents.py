@@ -1,0 +1,163 @@
+"""Files and folders to documents: finds them, reads them, hands them to the parser of their kind.
+
+Every fault of a file is an error about that file alone, with its reason.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tritonrag.errors import InvalidRequest
+from tritonrag.markup import PARSERS, Block
+
+SUFFIXES = tuple(sorted(PARSERS))
+"""The kinds of files that can be indexed."""
+
+MAX_FILE_BYTES = 32 * 1024 * 1024
+"""A larger file is refused: it is a data set rather than a document."""
+
+PARSER_VERSION = 1
+"""Raised when the same file gives other blocks than before, so that it is indexed again."""
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file to index; ``source`` is its name in citations, relative to the folder given."""
+
+    path: Path
+    source: str
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A file or folder that could not be indexed, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Document:
+    """A parsed document; offsets of its blocks are characters of ``text``."""
+
+    source: str
+    title: str
+    text: str
+    blocks: list[Block]
+
+
+def find_files(paths: Iterable[Path]) -> tuple[list[SourceFile], list[Failure]]:
+    """Return the files to index under ``paths``, sorted by source, and what cannot be.
+
+    A folder gives the files of known kinds below it, named relative to it; hidden ones and linked
+    folders are left out. A file stands for itself, under its own name.
+    """
+    found: dict[str, SourceFile] = {}
+    failures: list[Failure] = []
+    for path in paths:
+        for one in _candidates(path):
+            earlier = found.get(one.source) if isinstance(one, SourceFile) else None
+            if isinstance(one, Failure):
+                failures.append(one)
+            elif earlier is None:
+                found[one.source] = one
+            elif not earlier.path.samefile(one.path):
+                failures.append(_namesake(one, earlier))
+    return [found[source] for source in sorted(found)], failures
+
+
+def read_file(file: SourceFile) -> bytes:
+    """Return the bytes of a file.
+
+    Raises:
+        InvalidRequest: it cannot be read, is too large, or its name is not UTF-8.
+    """
+    try:
+        file.source.encode()
+        with file.path.open("rb") as opened:
+            content = opened.read(MAX_FILE_BYTES + 1)
+    except UnicodeEncodeError:
+        raise InvalidRequest("its name is not UTF-8; rename it") from None
+    except OSError as error:
+        raise InvalidRequest(f"cannot be read: {error.strerror or error}") from error
+    if len(content) > MAX_FILE_BYTES:
+        raise InvalidRequest(f"over {MAX_FILE_BYTES >> 20} MiB; split it into smaller files")
+    return content
+
+
+def parse_document(file: SourceFile, content: bytes) -> Document:
+    """Parse what :func:`read_file` read.
+
+    A byte order mark is not counted in offsets. The title is the first top heading, or else what
+    the file says of itself (front matter, ``<title>``), or else its name.
+
+    Raises:
+        InvalidRequest: it is not UTF-8 text, holds no text, or the parser fails.
+    """
+    text = _decoded(content)
+    try:
+        outline = PARSERS[file.path.suffix.lower()](text)
+    except RecursionError:
+        raise InvalidRequest("nested too deeply to parse") from None
+    except Exception as error:  # Parsers of other people, on files of other people.
+        raise InvalidRequest(f"cannot be parsed: {type(error).__name__}: {error}") from error
+    if not outline.blocks:
+        raise InvalidRequest("holds no text")
+    return Document(file.source, outline.title or file.path.stem, text, outline.blocks)
+
+
+def content_hash(content: bytes) -> str:
+    """Return the SHA-256 of a file's bytes as hexadecimal."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def _candidates(path: Path) -> Iterator[SourceFile | Failure]:
+    if path.is_dir():
+        yield from _folder(path)
+    elif not path.exists():
+        yield Failure(str(path), "no such file or folder")
+    elif path.suffix.lower() not in PARSERS:
+        yield Failure(str(path), f"not a kind that can be indexed ({', '.join(SUFFIXES)})")
+    else:
+        yield SourceFile(path, path.name)
+
+
+def _folder(root: Path) -> Iterator[SourceFile | Failure]:
+    empty = True
+    unreadable: list[OSError] = []
+    for folder, folders, names in os.walk(root, onerror=unreadable.append):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            path = Path(folder, name)
+            if path.suffix.lower() in PARSERS and not name.startswith(".") and path.is_file():
+                empty = False
+                yield SourceFile(path, path.relative_to(root).as_posix())
+    for error in unreadable:
+        empty = False
+        yield Failure(str(error.filename), f"cannot be read: {error.strerror}")
+    if empty:
+        yield Failure(str(root), f"holds no file that can be indexed ({', '.join(SUFFIXES)})")
+
+
+def _namesake(file: SourceFile, earlier: SourceFile) -> Failure:
+    return Failure(
+        str(file.path),
+        f"has the same name {file.source!r} as {earlier.path}; index their common folder instead",
+    )
+
+
+def _decoded(content: bytes) -> str:
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(
+            f"not UTF-8 text: byte 0x{content[error.start]:02x} at offset {error.start}; "
+            "convert it to UTF-8"
+        ) from None
+    if "\0" in text:
+        raise InvalidRequest("not text: it holds NUL bytes")
+    return text
