@@ -10,8 +10,8 @@ files; flags override them. The result is compared with the original in PyTorch,
 is not close enough is not installed.
 
 fp32 is the default: the embedding is then the original's to six decimals, whatever the CPU. int8
-is about twice as fast on a CPU, but moves each embedding a little, and an index has to be built
-anew when one changes to it.
+is about twice as fast on a CPU, but moves each embedding a little, and differently with each batch
+it is computed in (the scales are of the whole batch); an index has to be built anew for it.
 """
 
 from __future__ import annotations

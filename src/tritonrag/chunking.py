@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
@@ -161,11 +162,12 @@ class Chunker:
         A passage lies under one heading and starts where a sentence starts, unless that sentence
         alone is over the budget.
         """
+        seen: Counter[str] = Counter()
         for path, blocks in groupby(document.blocks, key=lambda block: block.heading_path):
             room = self._budget - self._count([self._heading(document.title, path) + "\n"])[0]
             units = self._units(document.text, blocks, room)
             for chunk in self._pack(units, room):
-                yield _passage(document, path, chunk)
+                yield _passage(document, path, chunk, seen)
 
     def embedded_text(self, passage: Passage) -> str:
         """Return what is embedded for a passage: its heading path, a newline and its text."""
@@ -174,38 +176,27 @@ class Chunker:
     def _heading(self, title: str, path: tuple[str, ...]) -> str:
         """Return the heading path, cut where it would take over half of the budget."""
         heading = HEADING_SEPARATOR.join((title, *path))
-        start, end = next(self._cut(heading, 0, len(heading), self._budget // 2), (0, 0))
-        return heading[start:end]
+        if heading not in self._headings:
+            start, end = next(self._cut(heading, 0, len(heading), self._budget // 2), (0, 0))
+            self._headings[heading] = heading[start:end]
+        return self._headings[heading]
 
     def _units(self, source: str, blocks: Iterable[Block], room: int) -> Iterator[_Unit]:
-        before = None
-        for block in blocks:
-            gap = "\n" if before and before.kind == block.kind == "item" else "\n\n"
-            yield from self._block_units(source, block, gap, room)
-            before = block
+        drafts = list(_drafts(blocks))
+        counts = self._count([draft.before + draft.text for draft in drafts])
+        for draft, tokens in zip(drafts, counts, strict=True):
+            pieces = [draft] if tokens <= room else self._pieces(draft, room)
+            for piece in pieces:
+                yield piece.unit(source, tokens if tokens <= room else self._tokens(piece))
 
-    def _block_units(self, source: str, block: Block, gap: str, room: int) -> Iterator[_Unit]:
-        marker = block.marker
-        room = max(1, room - self._count([marker])[0])
-        end = 0
-        for start, stop in self._spans(block, room):
-            before = gap if not end else block.text[end:start]
-            text = marker + block.text[start:stop]
-            tokens = self._count([before + text])[0]
-            first, last = block.source_range(source, start, stop)
-            if source.endswith(marker, 0, first):
-                first -= len(marker)
-            yield _Unit(before, text, tokens, first, last)
-            end, marker = stop, ""
-
-    def _spans(self, block: Block, room: int) -> Iterator[tuple[int, int]]:
-        spans = list(_lines(block) if block.kind in ("code", "table") else _sentences(block.text))
-        counts = self._count([block.text[start:end] for start, end in spans])
-        for (start, end), tokens in zip(spans, counts, strict=True):
-            if tokens <= room:
-                yield start, end
-            else:
-                yield from self._cut(block.text, start, end, room)
+    def _pieces(self, draft: _Draft, room: int) -> Iterator[_Draft]:
+        """Split what is over the budget by itself at words."""
+        room = max(1, room - self._count([draft.before + draft.marker])[0])
+        block = draft.block
+        for start, end in self._cut(block.text, draft.start, draft.end, room):
+            first = start == draft.start
+            before = draft.before if first else block.text[:start][len(block.text[:start].rstrip()) :]
+            yield _Draft(block, before, draft.marker if first else "", start, end)
 
     def _cut(self, text: str, start: int, end: int, room: int) -> Iterator[tuple[int, int]]:
         """Split ``text[start:end]`` at words, or within one that is over ``room`` tokens."""
@@ -273,12 +264,16 @@ def _tail(chunk: list[_Unit], tokens: int) -> list[_Unit]:
     return chunk[kept:]
 
 
-def _passage(document: Document, path: tuple[str, ...], chunk: list[_Unit]) -> Passage:
+def _passage(
+    document: Document, path: tuple[str, ...], chunk: list[_Unit], seen: Counter[str]
+) -> Passage:
     text = chunk[0].text + "".join(unit.before + unit.text for unit in chunk[1:])
     start = chunk[0].start
-    identity = f"{document.source}\0{start}\0{text}".encode()
+    identity = f"{document.source}\0{start}\0{text}"
+    seen[identity] += 1
+    again = f"\0{seen[identity]}" if seen[identity] > 1 else ""
     return Passage(
-        id=hashlib.blake2b(identity, digest_size=10).hexdigest(),
+        id=hashlib.blake2b((identity + again).encode(), digest_size=10).hexdigest(),
         text=text,
         source=document.source,
         title=document.title,

@@ -83,7 +83,8 @@ class InternalError(ServiceError):
 _BY_CODE: dict[str, type[TritonragError]] = {
     error.code: error
     for error in (
-        InvalidRequest, NotFound, Cancelled, Unavailable, DeadlineExceeded, SetupError, InternalError
+        InvalidRequest, NotFound, Cancelled, Unavailable, DeadlineExceeded, SetupError,
+        InternalError,
     )
 }  # fmt: skip
 

@@ -56,7 +56,9 @@ class Generation:
         for text in self.stop:
             fits = 0 < len(text.encode()) <= MAX_STOP_BYTES
             _check(fits, "stop", repr(text[:40]), f"1 to {MAX_STOP_BYTES} bytes each")
-        _check(self.grounding in GROUNDINGS, "grounding", repr(self.grounding), " or ".join(GROUNDINGS))
+        _check(
+            self.grounding in GROUNDINGS, "grounding", repr(self.grounding), " or ".join(GROUNDINGS)
+        )
         if self.grounding == "quote":
             _check(bool(self.passages), "citations", "none", "passages to quote (grounding=quote)")
 

@@ -114,6 +114,9 @@ _MARKUP_CHARS = 4
 _NEAR, _FAR = 400, 4000
 """How far apart two words of a block, and two blocks, may be in a file for want of better."""
 
+_TELLING_CHARS = 4
+"""A shorter line says nothing about where it stands."""
+
 _WORD = re.compile(r"\w+")
 _ITEM = re.compile(r"\s*([-*+\u2022]|\d{1,3}[.)])\s+")
 _ITEM_START = re.compile(r"\n(?=\s*(?:[-*+\u2022]|\d{1,3}[.)])\s)")
@@ -133,7 +136,7 @@ class _Builder:
         self._blocks: list[Block] = []
         self._headings: list[tuple[int, str]] = []
         self._title: str | None = None
-        self._cursor = 0
+        self.cursor = 0
 
     def heading(self, level: int, text: str, *, floor: int = 0, ceiling: int | None = None) -> None:
         """Put what follows under a heading, whose own words stand as in :meth:`add`."""
@@ -159,7 +162,7 @@ class _Builder:
         text = text.strip("\n").rstrip() if kind == "code" else _collapsed(text)
         if not any(char.isalnum() for char in text):
             return
-        start = max(self._cursor, floor)
+        start = max(self.cursor, floor)
         words = self._located(text, floor, ceiling)
         path = tuple(name for _, name in self._headings)
         self._blocks.append(Block(text, kind, path, marker, words[0][1] if words else start, words))
@@ -170,19 +173,19 @@ class _Builder:
         return Outline(title, [_without_title(block, title) for block in self._blocks])
 
     def _located(self, text: str, floor: int, ceiling: int | None) -> list[tuple[int, int, int]]:
-        self._cursor = max(self._cursor, floor)
+        self.cursor = max(self.cursor, floor)
         return list(self._find(text, ceiling))
 
     def _find(self, text: str, ceiling: int | None) -> Iterator[tuple[int, int, int]]:
         limit = len(self._searched) if ceiling is None else ceiling
-        reach = limit if ceiling is not None else self._cursor + _FAR
+        reach = limit if ceiling is not None else self.cursor + _FAR
         for word in _WORD.finditer(text):
-            found = self._searched.find(word.group(), self._cursor, min(limit, reach))
+            found = self._searched.find(word.group(), self.cursor, min(limit, reach))
             if found < 0:
                 continue
             length = word.end() - word.start()
-            self._cursor = found + length
-            reach = self._cursor + _NEAR
+            self.cursor = found + length
+            reach = self.cursor + _NEAR
             yield word.start(), found, length
 
 
@@ -312,7 +315,7 @@ class _Rst:
         self._source = source
         self._builder = _Builder(source)
         self._marker = ""
-        self._floor = 0
+        self._sought = 0
 
     def parse(self) -> Outline:
         tree = publish_doctree(self._source, settings_overrides=_RST_SETTINGS)
@@ -327,8 +330,8 @@ class _Rst:
         if isinstance(node, nodes.section):
             self._walk(node, depth + 1)
         elif isinstance(node, nodes.title):
-            self._floor = self._found(node.rawsource)
-            self._builder.heading(max(depth, 1), node.astext(), floor=self._floor)
+            self._seek(node)
+            self._builder.heading(max(depth, 1), node.astext())
         elif isinstance(node, nodes.table):
             rows = (_rst_row(row) for row in node.findall(nodes.row))
             self._builder.add("\n".join(rows), "table")
@@ -351,16 +354,73 @@ class _Rst:
 
     def _add(self, node: nodes.TextElement, kind: Kind) -> None:
         text = node.astext() if kind == "code" else " ".join(node.astext().split())
-        self._floor = self._found(node.rawsource)
-        self._builder.add(text, kind, marker=self._marker, floor=self._floor)
+        self._seek(node)
+        self._builder.add(text, kind, marker=self._marker)
         self._marker = ""
 
-    def _found(self, raw: str) -> int:
-        """Return where the first words of a node's own markup stand, at or after the last."""
-        words = raw.split()[:6]
-        pattern = re.compile(r"\s+".join(map(re.escape, words)))
-        found = pattern.search(self._source, self._floor) if words else None
-        return found.start() if found else self._floor
+    def _seek(self, node: nodes.TextElement) -> None:
+        """Go to where the first line of a node's own markup stands, after the node before."""
+        line = node.rawsource.strip().partition("\n")[0]
+        if len(line) < _TELLING_CHARS:
+            return
+        found = self._source.find(line, self._builder.cursor)
+        if found < 0:
+            found = self._source.find(line, self._sought)
+        if found >= 0:
+            self._sought = self._builder.cursor = found
+
+
+_RST_SETTINGS)
+        self._walk(tree, 0)
+        return self._builder.outline()
+
+    def _walk(self, parent: nodes.Node, depth: int) -> None:
+        for node in parent.children:
+            self._take(node, depth)
+
+    def _take(self, node: nodes.Node, depth: int) -> None:
+        if isinstance(node, nodes.section):
+            self._walk(node, depth + 1)
+        elif isinstance(node, nodes.title):
+            self._seek(node)
+            self._builder.heading(max(depth, 1), node.astext())
+        elif isinstance(node, nodes.table):
+            rows = (_rst_row(row) for row in node.findall(nodes.row))
+            self._builder.add("\n".join(rows), "table")
+        elif isinstance(node, (nodes.literal_block, nodes.doctest_block, nodes.math_block)):
+            self._add(node, "code")
+        elif isinstance(node, (nodes.bullet_list, nodes.enumerated_list)):
+            self._take_list(node, depth)
+        elif isinstance(node, nodes.TextElement) and not isinstance(node, nodes.Invisible):
+            self._add(node, "item" if self._marker or isinstance(node, nodes.line) else "text")
+        elif not isinstance(node, (nodes.Invisible, nodes.system_message, nodes.raw)):
+            self._walk(node, depth)
+
+    def _take_list(self, node: nodes.Element, depth: int) -> None:
+        numbered = isinstance(node, nodes.enumerated_list)
+        markers = _numbers(int(node.get("start", 1))) if numbered else _bullets()
+        for item, marker in zip(node.children, markers, strict=False):
+            self._marker = marker
+            self._walk(item, depth)
+            self._marker = ""
+
+    def _add(self, node: nodes.TextElement, kind: Kind) -> None:
+        text = node.astext() if kind == "code" else " ".join(node.astext().split())
+        self._seek(node)
+        self._builder.add(text, kind, marker=self._marker)
+        self._marker = ""
+
+    def _seek(self, node: nodes.TextElement) -> None:
+        """Go to where the first words of a node's own markup stand, after the node before."""
+        words = node.rawsource.split()[:6]
+        if not words:
+            return
+        pattern = re.compile(r"(?<!\w)" + r"\s+".join(map(re.escape, words)))
+        found = pattern.search(self._source, self._builder.cursor) or pattern.search(
+            self._source, self._sought
+        )
+        if found:
+            self._sought = self._builder.cursor = found.start()
 
 
 _RST_SETTINGS = {

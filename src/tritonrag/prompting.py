@@ -81,10 +81,7 @@ def parse_history(text: str) -> list[Message]:
     """
     if len(text.encode()) > MAX_HISTORY_BYTES:
         raise InvalidRequest(f"history: over {MAX_HISTORY_BYTES} bytes; send fewer turns")
-    try:
-        turns = json.loads(text)
-    except ValueError as error:
-        raise InvalidRequest(f"history: not JSON ({error})") from error
+    turns = _from_json("history", text)
     if not isinstance(turns, list) or not all(map(_is_turn, turns)):
         raise InvalidRequest(
             'history: expected a JSON list of {"role": "user" or "assistant", "content": "…"}'
@@ -125,8 +122,10 @@ class PromptBuilder:
     def build(
         self, question: str, passages: Sequence[dict[str, Any]], history: Sequence[Message] = ()
     ) -> Prompt:
-        """Return the prompt for ``passages``, best first; the lowest ranked that do not fit are
-        named in the citations with ``"dropped": "context"``. Oldest turns go before any passage.
+        """Return the prompt for ``passages``, best first.
+
+        The lowest ranked that do not fit are named in the citations with ``"dropped": "context"``.
+        To keep the best one, the oldest turns go.
 
         No passages give an empty prompt and no citations.
 
@@ -150,16 +149,21 @@ class PromptBuilder:
     def _recent(
         self, question: str, best: Sequence[dict[str, Any]], history: Sequence[Message]
     ) -> list[Message]:
-        turns = list(history)
-        while not self._fits(self._render(question, best, turns)):
-            if not turns:
-                raise InvalidRequest(
-                    "question: does not fit the LLM's context together with the best passage "
-                    f"({self.context_tokens} tokens, {self.answer_tokens} of them for the answer); "
-                    "shorten it, or index with smaller chunks"
-                )
-            turns.pop(0)
-        return turns
+        """Return the latest turns that fit, from a user's on: templates want roles to alternate."""
+        later = [number for number, turn in enumerate(history) if number and turn["role"] == "user"]
+        starts = sorted({0, *later, len(history)})
+        found = bisect_left(
+            starts,
+            True,
+            key=lambda start: self._fits(self._render(question, best, history[start:])),
+        )
+        if found == len(starts):
+            raise InvalidRequest(
+                "question: does not fit the LLM's context together with the best passage "
+                f"({self.context_tokens} tokens, {self.answer_tokens} of them for the answer); "
+                "shorten it, or index with smaller chunks"
+            )
+        return list(history[starts[found] :])
 
     def _render(
         self, question: str, passages: Sequence[dict[str, Any]], history: Sequence[Message]
@@ -177,13 +181,22 @@ def heading(passage: dict[str, Any]) -> str:
 
 
 def _passage(text: str) -> dict[str, Any]:
-    try:
-        passage = json.loads(text)
-    except ValueError as error:
-        raise InvalidRequest(f"passages: one is not JSON ({error})") from error
+    passage = _from_json("passages", text)
     if not isinstance(passage, dict) or not isinstance(passage.get("text"), str):
-        raise InvalidRequest('passages: expected JSON objects with a "text", as `search` gives them')
+        raise InvalidRequest(
+            'passages: expected JSON objects with a "text", as `search` gives them'
+        )
     return passage
+
+
+def _from_json(name: str, text: str) -> Any:
+    try:
+        value = json.loads(text)
+        # JSON may escape half of a surrogate pair, which is not text: no tokenizer takes it.
+        json.dumps(value, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest(f"{name}: not JSON in UTF-8 ({error})") from error
+    return value
 
 
 def _is_turn(turn: object) -> bool:

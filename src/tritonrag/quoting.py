@@ -27,12 +27,16 @@ MAX_SENTENCE_CHARS = 400
 """A longer sentence is cut at a clause or word boundary: text without sentence ends (tables, code,
 logs) must still give a quote of readable length."""
 
-_CLAUSE_END = re.compile(r"[;:,\u3001\uff0c\uff1b\u060c\u061b]\s*|\s+")
+_CLAUSE_END = re.compile(r"[;:,\u3001\uff0c\uff1b\u060c\u061b](?!\d)\s*|\s+")
+"""Where a long sentence may be cut; never inside a number or a time (``25,000``, ``10:30``)."""
+
+_CONTROL = ("Cc", "Cs")
+"""Unicode categories that no quote needs. Format characters stay: joiners make Persian words and
+emoji families what they are."""
 
 
 def sentences(text: str) -> list[str]:
-    """Split ``text`` into sentences, white space collapsed, those without a letter or digit left
-    out.
+    """Split ``text`` into sentences, white space collapsed, without those of no letter or digit.
 
     Splitting is by Wikimedia's ``sentencex``; its English rules also end sentences at the full
     stops of Chinese, Japanese and Arabic, so that no language needs to be detected.
@@ -84,13 +88,14 @@ def _literal(text: str) -> str:
 
 def _readable(text: str) -> str:
     """Collapse white space and drop control characters, which no quote needs."""
-    kept = (char for char in text if char.isspace() or unicodedata.category(char)[0] != "C")
+    kept = (char for char in text if char.isspace() or unicodedata.category(char) not in _CONTROL)
     return " ".join("".join(kept).split())
 
 
 def _cut(sentence: str) -> Iterator[str]:
     while len(sentence) > MAX_SENTENCE_CHARS:
-        ends = [match.end() for match in _CLAUSE_END.finditer(sentence, 0, MAX_SENTENCE_CHARS)]
+        found = [match.end() for match in _CLAUSE_END.finditer(sentence, 0, MAX_SENTENCE_CHARS + 1)]
+        ends = [end for end in found if end <= MAX_SENTENCE_CHARS]
         end = ends[-1] if ends else MAX_SENTENCE_CHARS
         yield sentence[:end].strip()
         sentence = sentence[end:].strip()

@@ -80,7 +80,7 @@ class IndexSettings:
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> IndexSettings:
         """Read ``TRITONRAG_INDEX_DIR`` (default ``index`` in the working directory)."""
-        return cls(Path(environment.get(INDEX_DIR_VARIABLE, "index")))
+        return cls(Path(environment.get(INDEX_DIR_VARIABLE) or "index"))
 
 
 @dataclass(frozen=True)
@@ -103,11 +103,13 @@ class RemoteLlmSettings:
         """Read ``LLM_API_URL`` and its companions; None where that variable is unset or empty.
 
         Raises:
-            SetupError: ``LLM_MODEL`` is missing, or a number is not one.
+            SetupError: the address is no URL, ``LLM_MODEL`` is missing, or a number is not one.
         """
         url = environment.get("LLM_API_URL", "")
         if not url:
             return None
+        if not url.startswith(("http://", "https://")):
+            raise SetupError("LLM_API_URL is not a URL; it starts with http:// or https://")
         model = environment.get("LLM_MODEL", "")
         if not model:
             raise SetupError("LLM_API_URL is set but LLM_MODEL is not; name the model to ask for")

@@ -59,6 +59,17 @@ def train_tokenizer(texts: tuple[str, ...], folder: Path, **special: str) -> int
     return len(fast)
 
 
+def save_llama(folder: Path, seed: int, size: int | None = None) -> None:
+    size = size or json.loads((folder / "config.json").read_text())["vocab_size"]
+    torch.manual_seed(seed)
+    config = transformers.LlamaConfig(
+        vocab_size=size, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=512,
+        bos_token_id=1, eos_token_id=2, pad_token_id=0, tritonrag_grounding="quote",
+    )  # fmt: skip
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+
+
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "tiny-bert"
@@ -81,13 +92,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "tiny-llama"
     special = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
     size = train_tokenizer(llm.TEXTS + llm.PROMPTS, folder, **special)
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=size, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
-        num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=512,
-        bos_token_id=1, eos_token_id=2, pad_token_id=0, tritonrag_grounding="quote",
-    )  # fmt: skip
-    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    save_llama(folder, seed=0, size=size)
     return folder
 
 
@@ -113,31 +118,50 @@ def export(
     return int(module.main([*arguments, *flags]))
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_embedder(bert: Path, tmp_path: Path, precision: str) -> None:
-    assert export(embedder, bert, tmp_path, precision=precision) == 0
+@pytest.fixture(scope="module")
+def with_embedder(bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model repository with the tiny BERT, exported against its own settings."""
+    repository = tmp_path_factory.mktemp("repository")
+    flags = ("--pooling", "mean", "--max-tokens", "32", "--query-prefix", "", "--name", "mine")
+    assert export(embedder, bert, repository, *flags) == 0
+    return repository
+
+
+@pytest.fixture(scope="module")
+def with_llm(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model repository with the tiny Llama."""
+    repository = tmp_path_factory.mktemp("repository")
+    assert export(llm, llama, repository, precision="int4") == 0
+    return repository
+
+
+def test_embedder(bert: Path, tmp_path: Path) -> None:
+    assert export(embedder, bert, tmp_path, precision="int8") == 0
     folder = tmp_path / EMBEDDER_DIR
-    assert {path.name for path in folder.iterdir()} == {
-        "model.onnx", "tokenizer.json", "manifest.json",
-    }  # fmt: skip
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "manifest.json",
+        "model.onnx",
+        "tokenizer.json",
+    ]
     manifest = EmbedderManifest.load(tmp_path)
-    assert (manifest.model, manifest.precision) == ("tiny-bert", precision)
+    assert (manifest.model, manifest.precision) == ("tiny-bert", "int8")
     assert (manifest.dimension, manifest.max_tokens, manifest.pooling) == (32, 48, "cls")
     assert manifest.prefixes == {"query": "query: ", "passage": "passage: "}
     assert manifest.sha256 == model_sha256(folder)
-    assert manifest.parity["min_cosine"] >= embedder.MIN_COSINE[precision]
+    assert manifest.parity["min_cosine"] >= embedder.MIN_COSINE["int8"]
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
     assert tokenizer["truncation"] is None
     assert tokenizer["padding"] is None
 
 
-def test_embedder_graph_is_what_the_contract_says(bert: Path, tmp_path: Path) -> None:
-    flags = ("--pooling", "mean", "--max-tokens", "32", "--query-prefix", "", "--name", "mine")
-    assert export(embedder, bert, tmp_path, *flags) == 0
-    manifest = EmbedderManifest.load(tmp_path)
+def test_embedder_flags_override_the_models_own_settings(with_embedder: Path) -> None:
+    manifest = EmbedderManifest.load(with_embedder)
     assert (manifest.model, manifest.max_tokens, manifest.pooling) == ("mine", 32, "mean")
-    assert manifest.prefixes["query"] == ""
-    session = onnxruntime.InferenceSession(tmp_path / EMBEDDER_DIR / "model.onnx")
+    assert manifest.prefixes == {"query": "", "passage": "passage: "}
+
+
+def test_embedder_graph_is_what_the_contract_says(with_embedder: Path) -> None:
+    session = onnxruntime.InferenceSession(with_embedder / EMBEDDER_DIR / "model.onnx")
     tensors = [(put.name, put.type) for put in (*session.get_inputs(), *session.get_outputs())]
     assert tensors == [
         ("input_ids", "tensor(int64)"),
@@ -152,22 +176,27 @@ def test_embedder_graph_is_what_the_contract_says(bert: Path, tmp_path: Path) ->
 
 
 def test_embedder_too_far_from_the_original_is_not_installed(
-    bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    bert: Path,
+    with_embedder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setitem(embedder.MIN_COSINE, "fp32", 1.1)
-    assert export(embedder, bert, tmp_path) == 1
+    def other_pooling(_model: Any, _precision: str, folder: Path) -> None:
+        shutil.copy(with_embedder / EMBEDDER_DIR / "model.onnx", folder)
+
+    monkeypatch.setattr(embedder, "write_onnx", other_pooling)
+    assert export(embedder, bert, tmp_path, precision="int8") == 1
     assert not any(path.is_file() for path in tmp_path.rglob("*"))
     assert "nothing was written" in capsys.readouterr().err
 
 
-def test_llm(llama: Path, tmp_path: Path) -> None:
-    assert export(llm, llama, tmp_path, precision="int4") == 0
-    folder = tmp_path / LLM_DIR
-    manifest = LlmManifest.load(tmp_path)
+def test_llm(with_llm: Path) -> None:
+    folder = with_llm / LLM_DIR
+    manifest = LlmManifest.load(with_llm)
     assert (manifest.model, manifest.precision) == ("tiny-llama", "int4")
     assert (manifest.context_tokens, manifest.grounding) == (512, "quote")
     assert manifest.special_tokens == {"bos_token": "<s>", "eos_token": "</s>"}
-    assert manifest.chat_template == llm.DEFAULT_TEMPLATE
     assert manifest.sha256 == model_sha256(folder)
     render = prompting.chat_template(manifest.chat_template, **manifest.special_tokens)
     assert render([{"role": "user", "content": "Hi"}]) == "<s>User: Hi\n\nAssistant:"
@@ -176,16 +205,40 @@ def test_llm(llama: Path, tmp_path: Path) -> None:
 
 
 def test_llm_too_far_from_the_original_leaves_the_old_one(
-    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    copy: Path,
+    with_llm: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    def other_weights(_source: Path, folder: Path, _precision: str) -> None:
+        shutil.copytree(with_llm / LLM_DIR, folder, dirs_exist_ok=True)
+
+    save_llama(copy, seed=1)
     old = tmp_path / LLM_DIR / "manifest.json"
     old.parent.mkdir(parents=True)
     old.write_text("old")
-    monkeypatch.setitem(llm.TOLERANCES, "fp32", llm.Tolerance(min_cosine=1.1, max_logprob=0))
-    assert export(llm, llama, tmp_path, "--grounding", "free") == 1
+    monkeypatch.setattr(llm, "build", other_weights)
+    assert export(llm, copy, tmp_path, precision="int4") == 1
     assert [path.name for path in old.parent.parent.iterdir()] == ["llm"]
     assert old.read_text() == "old"
     assert "too far from the original" in capsys.readouterr().err
+
+
+def test_a_failed_build_shows_what_the_builder_said(
+    llama: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    builder = tmp_path / "python"
+    builder.write_text("#!/bin/sh\necho no such layer; exit 3\n")
+    builder.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(builder))
+    assert export(llm, llama, tmp_path / "repository") == 1
+    error = capsys.readouterr().err
+    assert "no such layer" in error
+    assert "builder failed (3)" in error
 
 
 @pytest.mark.parametrize(

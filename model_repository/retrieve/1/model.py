@@ -18,7 +18,7 @@ from __future__ import annotations
 from typing import Any
 
 from tritonrag.artifacts import EmbedderManifest
-from tritonrag.backend.conversions import pb_utils, respond
+from tritonrag.backend.conversions import log_info, respond
 from tritonrag.backend.retrieval import read_queries, search_all, write_results
 from tritonrag.index import Query, Result, Retriever
 from tritonrag.settings import IndexSettings, ModelArgs
@@ -28,7 +28,7 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         embedder = EmbedderManifest.load(ModelArgs.parse(args).repository)
         directory = IndexSettings.from_environment().directory
-        self._retriever = Retriever(directory, embedder, pb_utils.Logger.log_info)
+        self._retriever = Retriever(directory, embedder, log_info)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         return respond(requests, self._read, self._search, write_results)

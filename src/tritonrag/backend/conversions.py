@@ -88,6 +88,11 @@ def error_response(error: Exception) -> Any:
     )
 
 
+def log_info(message: str) -> None:
+    """Write a line to the server's log."""
+    pb_utils.Logger.log_info(message)
+
+
 def respond(
     requests: Sequence[Any],
     read: Callable[[Any], Value],

@@ -13,17 +13,18 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
+import triton_python_backend_utils as pb_utils
 
-from tritonrag.backend.conversions import Array, pb_utils, respond, response
+from tritonrag.backend.conversions import Array, respond, response
 from tritonrag.errors import SetupError
 
 _LEVELS = {
-    -1: ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
-    0: ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    -1: ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    0: ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
     1: ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
-    2: ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+    2: ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
 }
-"""``optimization { graph { level } }`` as the C++ backend reads it; absent is all."""
+"""``optimization { graph { level } }`` as the C++ backend reads it; 0 is also what is not set."""
 
 
 def _set_intra_op(options: ort.SessionOptions, value: str) -> None:
@@ -79,7 +80,8 @@ class OnnxModel:
         feed = {name: np.concatenate(parts) for name, parts in columns}
         outputs = self._session.run([each["name"] for each in self._outputs], feed)
         ends = np.cumsum([len(inputs[0]) for inputs in batch])[:-1]
-        return list(zip(*(np.split(output, ends) for output in outputs), strict=True))  # type: ignore[arg-type]
+        parts = (np.split(output, ends) for output in outputs)
+        return [list(one) for one in zip(*parts, strict=True)]
 
     def _write(self, outputs: list[Array]) -> Any:
         pairs = zip(self._outputs, outputs, strict=True)
@@ -98,7 +100,7 @@ def session_options(config: dict[str, Any]) -> ort.SessionOptions:
     optimization = config.get("optimization") or {}
     if (optimization.get("execution_accelerators") or {}).get("cpu_execution_accelerator"):
         raise SetupError(_refusal("optimization.execution_accelerators.cpu_execution_accelerator"))
-    level = int((optimization.get("graph") or {}).get("level", 2) or 0)
+    level = int((optimization.get("graph") or {}).get("level", 0))
     if level not in _LEVELS:
         raise SetupError(f"optimization.graph.level is {level}, expected one of {sorted(_LEVELS)}")
     options.graph_optimization_level = _LEVELS[level]

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import triton_python_backend_utils as pb_utils
+
 from tritonrag import contract
-from tritonrag.backend.conversions import (
-    error_response,
-    pb_utils,
-    response,
-    single,
-    strings,
-    tensor,
-)
+from tritonrag.backend.conversions import error_response, response, single, strings, tensor
 from tritonrag.contract import MODELS
 from tritonrag.errors import InvalidRequest
 from tritonrag.generation import Engine, Generation, Usage
@@ -24,13 +20,16 @@ from tritonrag.prompting import NOTHING_FOUND
 class ResponseSink:
     """Sends one generation to its client. Each response fills every output, as an ensemble needs.
 
-    The citations go out with the first text, so that the first response is the first token.
+    The citations go out with the first text, so that the first response is the first token. No
+    method raises: where a response cannot be sent, the stream ends and the sink counts as
+    cancelled, so that the engine stops.
     """
 
     def __init__(self, sender: Any, citations: str) -> None:
         """Take the request's ``InferenceResponseSender`` and its citations as JSON."""
         self._sender = sender
         self._citations = citations
+        self._ended = False
 
     def delta(self, text: str) -> None:
         """Send text."""
@@ -42,22 +41,33 @@ class ResponseSink:
 
     def fail(self, error: Exception) -> None:
         """Send an error as the last response."""
-        self._sender.send(
-            error_response(error), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
-        )
+        self._ended = True
+        # A closed sender refuses it too; then the client is gone and nobody is left to tell.
+        with contextlib.suppress(Exception):
+            self._sender.send(
+                error_response(error), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+            )
 
     def cancelled(self) -> bool:
-        """Return whether the client's own stream was cancelled (not seen behind an ensemble)."""
-        return bool(self._sender.is_cancelled())
+        """Return whether the stream has ended, or was cancelled (not seen behind an ensemble).
+
+        The sender is not asked after the last response: Triton 2.51 ends with a segmentation fault.
+        """
+        return self._ended or bool(self._sender.is_cancelled())
 
     def _send(self, text: str, reason: str, usage: str, final: bool = False) -> None:
+        if self._ended:
+            return
         outputs = MODELS["generate"].outputs
         values = (text, self._citations, reason, usage)
         self._citations = ""
-        self._sender.send(
-            response(*(tensor(spec, [[value]]) for spec, value in zip(outputs, values, strict=True))),
-            flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if final else 0,
-        )
+        flags = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if final else 0
+        try:
+            tensors = [tensor(spec, [[value]]) for spec, value in zip(outputs, values, strict=True)]
+            self._sender.send(response(*tensors), flags=flags)
+        except Exception as error:
+            self.fail(error)
+        self._ended = self._ended or final
 
 
 def stream(requests: Sequence[Any], handle: Callable[[Any, Any], None]) -> None:
@@ -112,9 +122,7 @@ def _passages(citations: str) -> tuple[tuple[int, str], ...]:
     try:
         listed = json.loads(citations or "[]")
         return tuple((int(each["mark"]), str(each["text"])) for each in listed if each["mark"])
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise InvalidRequest(
             'citations: expected a JSON list of {"mark": number, "text": …} as `prompt` gives it'
         ) from error
-
-

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import grpc
 import httpx
 
-from tritonrag.errors import DeadlineExceeded, TritonragError, Unavailable, from_code
+from tritonrag.errors import (
+    DeadlineExceeded,
+    InvalidRequest,
+    TritonragError,
+    Unavailable,
+    from_code,
+)
 
 _HTTP_CODES = {
     400: "INVALID_ARG",
@@ -20,7 +27,19 @@ _HTTP_CODES = {
     504: "DEADLINE_EXCEEDED",
 }
 
+_EVENTS = {
+    "NOT_FOUND": re.compile("no collection is called|unknown model"),
+    "UNAVAILABLE": re.compile("queue is full|timeout expired|maximum queue size|try again", re.I),
+    "INTERNAL": re.compile("internal error|the engine (?:failed|refused)|failed to", re.I),
+}
+
 _PREFIX = re.compile(r"^(?:in ensemble '[^']*', |\[request id: [^\]]*\] )+")
+
+# gRPC reports its own troubles under the codes that a server uses; only the text tells them apart.
+_UNREACHABLE = re.compile("failed to connect|DNS resolution failed|.*name resolution", re.I)
+_LOST = re.compile(
+    "socket closed|connection reset|recvmsg|stream removed|goaway|.*disconnect", re.I
+)
 
 
 def from_triton(code: str, message: str) -> TritonragError:
@@ -33,9 +52,31 @@ def from_http(status: int, message: str) -> TritonragError:
     return from_triton(_HTTP_CODES.get(status, "INTERNAL"), message)
 
 
-def deadline(timeout: float | None) -> DeadlineExceeded:
-    """Return the error for an answer that did not come in time."""
-    return DeadlineExceeded(f"no complete answer within {timeout:g} s" if timeout else "too late")
+def from_event(message: str) -> TritonragError:
+    """Return the error for an ``error`` event of ``generate_stream``.
+
+    Up to Triton 24.10 at least, such events carry no code and the status is 400 whatever happened,
+    so the kind is told from the message: it is a fault in the request unless it is known not to be.
+    """
+    known = (code for code, messages in _EVENTS.items() if messages.search(message))
+    return from_triton(next(known, "INVALID_ARG"), message)
+
+
+class Deadline:
+    """The end of the time that a call may take, in all; ``None`` seconds is for ever."""
+
+    def __init__(self, seconds: float | None) -> None:
+        """Start the clock."""
+        self.seconds = seconds
+        self._end = None if seconds is None else time.monotonic() + seconds
+
+    def remaining(self) -> float | None:
+        """Return the seconds left, not below 0."""
+        return None if self._end is None else max(0.0, self._end - time.monotonic())
+
+    def error(self) -> DeadlineExceeded:
+        """Return the error for an answer that did not come in time."""
+        return _late(self.seconds)
 
 
 @contextmanager
@@ -45,23 +86,26 @@ def grpc_errors(url: str, timeout: float | None) -> Iterator[None]:
         yield
     except grpc.RpcError as error:
         raise _from_rpc(error, url, timeout) from error
-    except ValueError as error:
-        if "closed channel" not in str(error):
+    except (ValueError, grpc.aio.UsageError) as error:
+        if "closed" not in str(error):
             raise
         raise Unavailable("the client is closed") from error
 
 
 @contextmanager
-def http_errors(url: str, timeout: float | None) -> Iterator[None]:
+def http_errors(url: str, deadline: Deadline) -> Iterator[None]:
     """Raise what httpx raises as an error of the tree."""
     try:
         yield
-    except httpx.TimeoutException as error:
-        raise deadline(timeout) from error
+    except (httpx.TimeoutException, TimeoutError) as error:
+        raise deadline.error() from error
     except httpx.ConnectError as error:
         raise _unreachable(url) from error
     except httpx.TransportError as error:
-        raise _lost(url, str(error)) from error
+        late = deadline.remaining() == 0
+        raise (deadline.error() if late else _lost(url, str(error))) from error
+    except httpx.InvalidURL as error:
+        raise InvalidRequest(f"url: {url!r} is none ({error})") from error
     except RuntimeError as error:
         if "client has been closed" not in str(error):
             raise
@@ -71,11 +115,16 @@ def http_errors(url: str, timeout: float | None) -> Iterator[None]:
 def _from_rpc(error: grpc.RpcError, url: str, timeout: float | None) -> TritonragError:
     code, message = error.code(), error.details() or ""
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-        return deadline(timeout)
-    # A status that gRPC makes up itself does not come "from peer".
-    if code is grpc.StatusCode.UNAVAILABLE and "from peer" not in error.debug_error_string():
-        return _unreachable(url) if "connect" in message else _lost(url, message)
+        return _late(timeout)
+    if code is grpc.StatusCode.UNAVAILABLE and _UNREACHABLE.match(message):
+        return _unreachable(url)
+    if code is grpc.StatusCode.UNAVAILABLE and _LOST.match(message):
+        return _lost(url, message)
     return from_triton(code.name, message)
+
+
+def _late(seconds: float | None) -> DeadlineExceeded:
+    return DeadlineExceeded(f"no complete answer within {seconds or 0:g} s")
 
 
 def _unreachable(url: str) -> Unavailable:

@@ -10,10 +10,10 @@ from __future__ import annotations
 import json
 import operator
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import wraps
-from typing import Any, Callable, TypedDict, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,7 @@ Tensors = Mapping[str, npt.NDArray[Any]]
 """Tensors of a response by name, with the batch dimension; those of text hold ``str`` objects."""
 
 T = TypeVar("T")
+P = TypeVar("P", bound=Passage)
 
 
 class SearchOptions(TypedDict, total=False):
@@ -144,37 +145,41 @@ class Progress:
     """What a streamed answer has said so far, response by response."""
 
     def __init__(self) -> None:
+        """Begin with nothing said."""
         self.text = ""
         self.citations: tuple[Citation, ...] = ()
         self.finish_reason: str | None = None
         self.usage: Usage | None = None
+        self.error: str | None = None
 
+    @_understood
     def take(self, tensors: Tensors) -> str:
         """Take in one response and return the text it adds."""
-        return self._take(self, tensors)
-
-    @staticmethod
-    @_understood
-    def _take(self: Progress, tensors: Tensors) -> str:
         delta, citations, finish_reason, usage = (
             str(tensors[spec.name].item()) for spec in MODELS["generate"].outputs
         )
         if citations:
             self.citations = tuple(_record(Citation, item) for item in json.loads(citations))
         if usage:
-            self.usage = _known(Usage, json.loads(usage))
-        self.finish_reason = finish_reason or None
+            self._end(finish_reason, json.loads(usage))
         self.text += delta
         return delta
+
+    def _end(self, finish_reason: str, usage: dict[str, Any]) -> None:
+        self.finish_reason = finish_reason
+        self.error = usage.pop("error", None)
+        self.usage = Usage(**usage)
 
     def answer(self) -> Answer:
         """Return the whole answer.
 
         Raises:
-            InternalError: the stream ended before the answer did.
+            InternalError: the stream ended before the answer did, or generating it failed.
         """
         if self.finish_reason is None:
             raise InternalError("the answer was cut off; the server's log may say why")
+        if self.finish_reason == "error":
+            raise InternalError(self.error or "the generation failed; the server's log may say why")
         return Answer(self.text, self.citations, self.finish_reason, self.usage or Usage())
 
 
@@ -209,10 +214,13 @@ def _boolean(value: Any) -> bool:
 
 
 def _integer(bits: int) -> Callable[[Any], int]:
+    bound = 2 ** (bits - 1)
+
     def integer(value: Any) -> int:
-        if isinstance(value, bool) or not -(2 ** (bits - 1)) <= operator.index(value) < 2 ** (bits - 1):
+        number = operator.index(value)
+        if isinstance(value, bool) or not -bound <= number < bound:
             raise TypeError
-        return operator.index(value)
+        return number
 
     return integer
 
@@ -240,13 +248,8 @@ def _scalar(spec: TensorSpec, value: Any) -> Any:
         raise InvalidRequest(f"{spec.name}: expected {expected}, got {value!r:.80}") from error
 
 
-def _record(kind: type[T], item: Mapping[str, Any]) -> T:
+def _record(kind: type[P], item: Mapping[str, Any]) -> P:
     """Return a passage or citation; fields it does not name go to ``extra``."""
-    names = {f.name for f in fields(kind)} - {"extra"}  # type: ignore[arg-type]
+    names = {field.name for field in fields(kind)} - {"extra"}
     extra = {name: value for name, value in item.items() if name not in names}
     return kind(**{name: item[name] for name in names & item.keys()}, extra=extra)
-
-
-def _known(kind: type[T], item: Mapping[str, Any]) -> T:
-    names = {f.name for f in fields(kind)}  # type: ignore[arg-type]
-    return kind(**{name: item[name] for name in names & item.keys()})

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from tritonrag.contract import MODELS
+
 
 @dataclass(frozen=True)
 class Passage:
@@ -43,12 +45,15 @@ class SearchResult:
     passages: tuple[Passage, ...]
 
     def __iter__(self) -> Iterator[Passage]:
+        """Iterate over the passages, best first."""
         return iter(self.passages)
 
     def __len__(self) -> int:
+        """Return the number of passages."""
         return len(self.passages)
 
     def __getitem__(self, rank: int) -> Passage:
+        """Return the passage at ``rank``, from 0."""
         return self.passages[rank]
 
 
@@ -75,17 +80,22 @@ class Answer:
     @property
     def cited(self) -> tuple[Citation, ...]:
         """The citations whose mark stands in the text, in the order of the marks."""
-        return tuple(c for c in self.citations if c.mark is not None and f"[{c.mark}]" in self.text)
+        return tuple(c for c in self.citations if c.mark and f"[{c.mark}]" in self.text)
 
 
 @dataclass(frozen=True)
 class Health:
     """What the server says of itself.
 
-    ``models`` maps each model in its repository to a state such as ``READY`` or, where loading
-    failed, to the reason.
+    ``live``: it answers; else ``reason`` says why not. ``models`` maps each model in its repository
+    to ``READY``, or to why it is not.
     """
 
     live: bool
-    ready: bool
     models: Mapping[str, str] = field(default_factory=dict, hash=False)
+    reason: str = ""
+
+    @property
+    def ready(self) -> bool:
+        """Whether every model of the contract is ready."""
+        return all(self.models.get(name) == "READY" for name in MODELS)

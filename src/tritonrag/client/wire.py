@@ -1,5 +1,4 @@
-"""Named tensors to and from the two protocols: KServe v2 protobuf and JSON, and Triton's
-``generate_stream`` extension.
+"""Named tensors to and from the protocols: KServe v2 in protobuf and JSON, and generate_stream.
 
 Tensors go as raw little-endian bytes in protobuf and as plain values in JSON.
 """
@@ -7,7 +6,7 @@ Tensors go as raw little-endian bytes in protobuf and as plain values in JSON.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -93,6 +92,18 @@ def from_fields(call: Call, response: dict[str, Any]) -> Tensors:
         output.name: np.array([[response[output.name]]], np.object_)
         for output in call.model.outputs
     }
+
+
+def states(models: Iterable[tuple[str, str, str]]) -> dict[str, str]:
+    """Return the state of each model from ``(name, state, reason)`` of each version.
+
+    ``READY`` if any version is; else the reason, where Triton gives one.
+    """
+    found: dict[str, str] = {}
+    for name, state, reason in models:
+        if found.get(name) != "READY":
+            found[name] = state if state == "READY" else reason or state
+    return found
 
 
 def _pack(datatype: str, values: Sequence[Any]) -> bytes:

@@ -8,6 +8,7 @@ thread that made it, so ``submit`` and ``cancel`` only put a command into that t
 from __future__ import annotations
 
 import json
+import os
 import queue
 import threading
 import time
@@ -22,9 +23,9 @@ import onnxruntime_genai as og
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
-from tritonrag.artifacts import LLM_DIR, LlmManifest
+from tritonrag.artifacts import LLM_DIR, LlmManifest, read_json
 from tritonrag.engines.admission import CANCEL_POLL_S, Admission
-from tritonrag.errors import InternalError, InvalidRequest, SetupError
+from tritonrag.errors import InternalError, InvalidRequest, SetupError, Unavailable
 from tritonrag.generation import Generation, Sink, TextStream
 from tritonrag.quoting import REFUSAL, quote_grammar
 
@@ -62,6 +63,9 @@ class GenaiEngine:
         self._manifest = LlmManifest.load(repository)
         folder = repository / LLM_DIR
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        engine = read_json(folder / "genai_config.json").get("engine", {})
+        self._seedable = "dynamic_batching" in engine
+        self._closed = False
         self._admission = Admission(queue_size)
         self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._turns: dict[int, _Turn] = {}
@@ -81,6 +85,8 @@ class GenaiEngine:
 
     def submit(self, generation: Generation, sink: Sink) -> None:
         """Start a generation; see :class:`tritonrag.generation.Engine`."""
+        if self._closed:
+            raise Unavailable("generate: is being unloaded; try again later")
         prompt, room = self._encode(generation)
         self._admission.enter()
         stream = TextStream(sink, generation.stop)
@@ -94,6 +100,7 @@ class GenaiEngine:
 
     def close(self) -> None:
         """Stop the thread; running generations end as cancelled."""
+        self._closed = True
         self._commands.put(None)
         self._thread.join(timeout=5)
 
@@ -102,7 +109,12 @@ class GenaiEngine:
         context = self._manifest.context_tokens
         if generation.max_tokens > context:
             raise InvalidRequest(
-                f"max_tokens: is {generation.max_tokens}, expected 1 to {context}, the LLM's context"
+                f"max_tokens: is {generation.max_tokens}, expected 1 to {context} (the context)"
+            )
+        if generation.seed is not None and generation.temperature > 0 and not self._seedable:
+            raise InvalidRequest(
+                "seed: this LLM batches statically (as on the CPU), where one request's sampling "
+                "cannot be seeded; leave it out, or set temperature to 0"
             )
         ids = self._tokenizer.encode(generation.prompt, add_special_tokens=False).ids
         room = context - len(ids)
@@ -179,9 +191,9 @@ class GenaiEngine:
                 self._end(turn, InternalError(f"generate: the engine failed: {error}"))
             return
         for event in self._events:
-            turn = self._turns.get(id(event.request))
-            if turn:
-                self._take(turn, event)
+            receiver = self._turns.get(id(event.request))
+            if receiver:
+                self._take(receiver, event)
 
     def _take(self, turn: _Turn, event: Any) -> None:
         flags = int(event.flags)
@@ -224,10 +236,11 @@ class GenaiEngine:
 
 
 def _load(folder: Path, threads: int) -> og.Model:
+    # Unset, the library used one of two cores; set to both, prefill and decode ran 1.5 to 1.7 times
+    # as fast.
+    session = {"intra_op_num_threads": threads or len(os.sched_getaffinity(0))}
     config = og.Config(str(folder))
-    if threads:
-        session = {"intra_op_num_threads": threads}
-        config.overlay(json.dumps({"model": {"decoder": {"session_options": session}}}))
+    config.overlay(json.dumps({"model": {"decoder": {"session_options": session}}}))
     return og.Model(config)
 
 
@@ -238,7 +251,7 @@ def _options(request: Any, generation: Generation) -> og.TurnOptions:
     options.set_temperature(generation.temperature)
     options.set_top_p(generation.top_p)
     options.set_top_k(generation.top_k)
-    if generation.seed is not None:
+    if generation.seed is not None and generation.temperature > 0:
         options.set_seed(generation.seed)
     if generation.grounding == "quote":
         options.set_guidance("lark_grammar", quote_grammar(generation.passages))

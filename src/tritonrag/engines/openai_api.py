@@ -11,7 +11,6 @@ import json
 import threading
 from typing import Any
 
-import httpx
 import openai
 
 from tritonrag.engines.admission import CANCEL_POLL_S, Admission
@@ -31,17 +30,17 @@ class OpenAiEngine:
         """Start the event loop; the endpoint is first contacted by a generation."""
         self._settings = settings
         self._admission = Admission(queue_size)
-        self._running: dict[asyncio.Task[None], tuple[str, Sink]] = {}
+        self._running: dict[asyncio.Task[None], tuple[str, TextStream]] = {}
         self._client = openai.AsyncOpenAI(
             base_url=settings.url,
             api_key=settings.key or "none",
-            timeout=httpx.Timeout(settings.timeout_s, connect=min(5.0, settings.timeout_s)),
+            timeout=openai.Timeout(settings.timeout_s, connect=min(5.0, settings.timeout_s)),
             max_retries=1,
         )
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="engine", daemon=True)
         self._thread.start()
-        asyncio.run_coroutine_threadsafe(self._poll_callers(), self._loop)
+        self._poll = asyncio.run_coroutine_threadsafe(self._poll_callers(), self._loop)
 
     def submit(self, generation: Generation, sink: Sink) -> None:
         """Start a generation; see :class:`tritonrag.generation.Engine`."""
@@ -58,9 +57,11 @@ class OpenAiEngine:
         self._loop.call_soon_threadsafe(self._cancel, id)
 
     def close(self) -> None:
-        """Stop the event loop."""
+        """Stop the event loop; running generations end as cancelled."""
+        asyncio.run_coroutine_threadsafe(self._end_all(), self._loop).result(timeout=5)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(timeout=5)
+        self._loop.close()
 
     # Everything below runs in the event loop.
 
@@ -71,12 +72,13 @@ class OpenAiEngine:
             stream.finish("cancelled")
             return
         task = self._loop.create_task(self._generate(generation, stream))
-        self._running[task] = (generation.id, sink)
+        self._running[task] = (generation.id, stream)
         task.add_done_callback(self._done)
 
     def _done(self, task: asyncio.Task[None]) -> None:
-        del self._running[task]
+        _, stream = self._running.pop(task)
         self._admission.leave()
+        stream.finish("cancelled")  # of a task that was cancelled before its first step
 
     def _cancel(self, request_id: str) -> None:
         tasks = [task for task, (id, _) in self._running.items() if id == request_id]
@@ -87,10 +89,17 @@ class OpenAiEngine:
 
     async def _poll_callers(self) -> None:
         while True:
-            for task, (_, sink) in list(self._running.items()):
-                if sink.cancelled():
+            for task, (_, stream) in list(self._running.items()):
+                if stream.sink.cancelled():
                     task.cancel()
             await asyncio.sleep(CANCEL_POLL_S)
+
+    async def _end_all(self) -> None:
+        self._poll.cancel()
+        for task in list(self._running):
+            task.cancel()
+        await asyncio.gather(*self._running, return_exceptions=True)
+        await self._client.close()
 
     async def _generate(self, generation: Generation, stream: TextStream) -> None:
         try:
@@ -117,6 +126,8 @@ class OpenAiEngine:
                         return "stop"
         if not reason:
             raise InternalError(f"LLM endpoint {self._settings.url} broke off its answer")
+        if reason not in _REASONS:
+            stream.usage.error = f"LLM endpoint {self._settings.url} ended with {reason!r}"
         return _REASONS.get(reason, "error")
 
     def _fault(self, error: openai.OpenAIError) -> TritonragError:
@@ -129,7 +140,9 @@ class OpenAiEngine:
             return InternalError(f"{endpoint}: {error}")
         said = f"{endpoint} answered {error.status_code}: {error.message}"
         if error.status_code in (401, 403):
-            return InternalError(f"{endpoint} refused the key ({error.status_code}): check LLM_API_KEY")
+            return InternalError(
+                f"{endpoint} refused the key ({error.status_code}): check LLM_API_KEY"
+            )
         if error.status_code == 429 or error.status_code >= 500:
             return Unavailable(said)
         return InvalidRequest(said)
@@ -157,7 +170,7 @@ def _body(generation: Generation, model: str) -> dict[str, Any]:
 def _messages(prompt: str) -> list[dict[str, str]]:
     try:
         listed = json.loads(prompt)
-    except ValueError:
+    except (ValueError, RecursionError):
         listed = None
     if isinstance(listed, list) and all(isinstance(each, dict) for each in listed):
         return listed

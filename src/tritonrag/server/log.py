@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 
 _FAILED_MODEL = re.compile(
-    r"""failed to load '(?P<model>[^']+)' version \d+: (?P<cause>.*?)(?=\\n\\nAt:|"?$)""", re.MULTILINE
+    r"""failed to load '(?P<model>[^']+)' version \d+: (?P<cause>.*?)(?=\\n\\nAt:|"?$)""",
+    re.MULTILINE,
 )
 """The log escapes the line breaks of a message, and a Python traceback follows "At:"."""
-_ERROR = re.compile(r'^E\d{4} \S+ \d+ \S+\] (?P<message>.+)$', re.MULTILINE)
-_NOISE = re.compile(r"^(Internal|Invalid argument|Not found|Unavailable|Unsupported|Unknown): |^\w*Error: ")
+_ERROR = re.compile(r"^E\d{4} \S+ \d+ \S+\] (?P<message>.+)$", re.MULTILINE)
+_NOISE = re.compile(
+    r"^(Internal|Invalid argument|Not found|Unavailable|Unsupported|Unknown): |^\w*Error: "
+)
 
 
 def cause(log: str) -> str:

@@ -82,6 +82,7 @@ class EmbeddedServer:
         self._dir = state_dir.resolve()
         self._state = self._dir / "server.json"
         self.log = self._dir / "server.log"
+        self._child: subprocess.Popen[bytes] | None = None
 
     def running(self) -> Running | None:
         """Return the server that runs, or None."""
@@ -121,6 +122,7 @@ class EmbeddedServer:
         index_dir.mkdir(parents=True, exist_ok=True)
         prefix = f"tritonrag_{secrets.token_hex(4)}_"
         process = self._spawn(found, repository, index_dir, ports, prefix, bound_to_parent)
+        self._child = process
         started = Running(
             process.pid, psutil.Process(process.pid).create_time(), prefix, ports,
             str(repository.resolve()), str(index_dir.resolve()),
@@ -155,6 +157,9 @@ class EmbeddedServer:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         psutil.wait_procs(remains, timeout=2)
+        if self._child:
+            self._child.wait()
+            self._child = None
         for file in SHARED_MEMORY.glob(f"{known.prefix}*"):
             file.unlink(missing_ok=True)
         self._state.unlink(missing_ok=True)

@@ -1,0 +1,146 @@
+"""The client for asyncio; :mod:`tritonrag.client.synchronous` with ``await``."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing, suppress
+from typing import Protocol, Self, Unpack
+
+import numpy as np
+import numpy.typing as npt
+
+from tritonrag.client import marshalling
+from tritonrag.client.addresses import address
+from tritonrag.client.marshalling import (
+    AskOptions,
+    Call,
+    SamplingOptions,
+    SearchOptions,
+    Tensors,
+)
+from tritonrag.client.over_grpc import AsyncGrpcTransport
+from tritonrag.client.over_http import AsyncHttpTransport
+from tritonrag.client.results import Health, SearchResult
+from tritonrag.client.streams import AsyncAnswerStream
+from tritonrag.client.synchronous import CANCEL_TIMEOUT_S, DEFAULT_TIMEOUT_S
+from tritonrag.errors import TritonragError
+
+
+class AsyncTransport(Protocol):
+    """One protocol to one server."""
+
+    async def infer(self, call: Call, timeout: float | None) -> Tensors:
+        """Return the one response of a call."""
+
+    def stream(self, call: Call, timeout: float | None) -> AsyncGenerator[Tensors, None]:
+        """Yield the responses of a call."""
+
+    async def models(self, timeout: float | None) -> dict[str, str]:
+        """Return the state of each model in the server's repository."""
+
+    async def close(self) -> None:
+        """Free the connections."""
+
+
+class AsyncClient:
+    """As :class:`~tritonrag.client.Client`, for many tasks of one event loop at once."""
+
+    def __init__(
+        self,
+        url: str | None = None,
+        protocol: str = "grpc",
+        timeout: float | None = DEFAULT_TIMEOUT_S,
+    ) -> None:
+        """Connect on first use, as :class:`~tritonrag.client.Client` does."""
+        over: Callable[[str], AsyncTransport] = (
+            AsyncHttpTransport if protocol == "http" else AsyncGrpcTransport
+        )
+        self._transport = over(address(url, protocol))
+        self._timeout = timeout
+        self._running: set[str] = set()
+
+    async def search(
+        self, question: str, *, timeout: float | None = None, **options: Unpack[SearchOptions]
+    ) -> SearchResult:
+        """Return the passages nearest to ``question``, best first, as ``Client.search``."""
+        call = marshalling.call("search", question=question, **options)
+        return marshalling.search_result(await self._infer(call, timeout))
+
+    def ask(
+        self, question: str, *, timeout: float | None = None, **options: Unpack[AskOptions]
+    ) -> AsyncAnswerStream:
+        """Return the answer to ``question`` as a stream of text, as ``Client.ask``."""
+        return self._stream(marshalling.call("rag", question=question, **options), timeout)
+
+    def generate(
+        self, prompt: str, *, timeout: float | None = None, **options: Unpack[SamplingOptions]
+    ) -> AsyncAnswerStream:
+        """Return what the LLM writes after ``prompt``, as ``Client.generate``."""
+        return self._stream(marshalling.call("generate", prompt=prompt, **options), timeout)
+
+    async def embed(
+        self, texts: Sequence[str], role: str = "passage", *, timeout: float | None = None
+    ) -> npt.NDArray[np.float32]:
+        """Return the L2-normalised embeddings ``[n, dim]`` of ``texts``; ``[0, 0]`` of none.
+
+        ``role`` is ``passage`` or ``query``. Texts go out 64 at a time, and ``timeout`` bounds each
+        of these requests; await several for more throughput.
+        """
+        parts = [
+            marshalling.embeddings(await self._infer(call, timeout))
+            for call in marshalling.embed_calls(texts, role)
+        ]
+        return np.concatenate(parts) if parts else np.empty((0, 0), np.float32)
+
+    async def health(self, *, timeout: float | None = None) -> Health:
+        """Return whether the server answers, and the state of each of its models."""
+        try:
+            models = await self._transport.models(self._seconds(timeout))
+        except TritonragError as error:
+            return Health(live=False, reason=str(error))
+        return Health(live=True, models=models)
+
+    async def ready(self, *, timeout: float | None = None) -> bool:
+        """Return whether the server answers and every model of the contract is ready."""
+        return (await self.health(timeout=timeout)).ready
+
+    async def close(self) -> None:
+        """Stop the answers that are still being generated and free the connections."""
+        for request_id in tuple(self._running):
+            await self._cancel(request_id)
+        await self._transport.close()
+
+    async def __aenter__(self) -> Self:
+        """Return the client, to be closed at the end of the block."""
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Close the client."""
+        await self.close()
+
+    def _seconds(self, timeout: float | None) -> float | None:
+        return self._timeout if timeout is None else timeout
+
+    async def _infer(self, call: Call, timeout: float | None) -> Tensors:
+        return await self._transport.infer(call, self._seconds(timeout))
+
+    def _stream(self, call: Call, timeout: float | None) -> AsyncAnswerStream:
+        return AsyncAnswerStream(
+            call.id, self._responses(call, self._seconds(timeout)), self._cancel
+        )
+
+    async def _responses(self, call: Call, timeout: float | None) -> AsyncGenerator[Tensors, None]:
+        self._running.add(call.id)
+        try:
+            async with aclosing(self._transport.stream(call, timeout)) as responses:
+                async for tensors in responses:
+                    yield tensors
+        finally:
+            self._running.discard(call.id)
+
+    async def _cancel(self, request_id: str) -> None:
+        with suppress(TritonragError):
+            async for _ in self._transport.stream(
+                marshalling.cancel_call(request_id), CANCEL_TIMEOUT_S
+            ):
+                pass

@@ -1,0 +1,170 @@
+"""Triton's HTTP protocol: KServe v2 JSON, and server-sent events of ``generate_stream``."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import threading
+from collections.abc import AsyncGenerator, Generator, Iterator
+from contextlib import closing, contextmanager, suppress
+from typing import Any
+
+import httpx
+
+from tritonrag.client import wire
+from tritonrag.client.faults import Deadline, from_event, from_http, http_errors
+from tritonrag.client.marshalling import Call, Tensors
+from tritonrag.errors import TritonragError
+
+
+class HttpTransport:
+    """Sends calls over a pool of connections; safe for many threads."""
+
+    def __init__(self, url: str, transport: httpx.BaseTransport | None = None) -> None:
+        """Take ``host:port`` or a whole URL; ``transport`` is for tests."""
+        self._url = url
+        self._http = httpx.Client(base_url=_base(url), transport=transport)
+
+    def infer(self, call: Call, timeout: float | None) -> Tensors:
+        """Return the one response of a call."""
+        answer = self._post(f"/v2/models/{call.model.name}/infer", wire.to_json(call), timeout)
+        return wire.from_json(answer)
+
+    def models(self, timeout: float | None) -> dict[str, str]:
+        """Return the state of each model in the server's repository."""
+        return _states(self._post("/v2/repository/index", {}, timeout))
+
+    def stream(self, call: Call, timeout: float | None) -> Generator[Tensors, None, None]:
+        """Yield the responses of a call, which is sent when the first is asked for."""
+        deadline = Deadline(timeout)
+        request = self._http.build_request(
+            "POST", _stream_path(call), json=wire.to_fields(call), timeout=timeout
+        )
+        with http_errors(self._url, deadline):
+            response = self._http.send(request, stream=True)
+            with closing(response), _ending(response, deadline):
+                if response.is_error:
+                    response.read()
+                    raise _error(response)
+                for line in response.iter_lines():
+                    yield from _event(call, line)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def _post(self, path: str, body: dict[str, Any], timeout: float | None) -> Any:
+        with http_errors(self._url, Deadline(timeout)):
+            return _body(self._http.post(path, json=body, timeout=timeout))
+
+
+class AsyncHttpTransport:
+    """As :class:`HttpTransport`, for one event loop."""
+
+    def __init__(self, url: str, transport: httpx.AsyncBaseTransport | None = None) -> None:
+        """Take ``host:port`` or a whole URL; ``transport`` is for tests."""
+        self._url = url
+        # Deadlines are asyncio's: they bound a call as a whole, httpx's each read.
+        self._http = httpx.AsyncClient(base_url=_base(url), transport=transport, timeout=None)
+
+    async def infer(self, call: Call, timeout: float | None) -> Tensors:
+        """Return the one response of a call."""
+        path = f"/v2/models/{call.model.name}/infer"
+        return wire.from_json(await self._post(path, wire.to_json(call), timeout))
+
+    async def models(self, timeout: float | None) -> dict[str, str]:
+        """Return the state of each model in the server's repository."""
+        return _states(await self._post("/v2/repository/index", {}, timeout))
+
+    async def stream(self, call: Call, timeout: float | None) -> AsyncGenerator[Tensors, None]:
+        """Yield the responses of a call, which is sent when the first is asked for."""
+        deadline = Deadline(timeout)
+        request = self._http.build_request("POST", _stream_path(call), json=wire.to_fields(call))
+        with http_errors(self._url, deadline):
+            async with asyncio.timeout(deadline.remaining()):
+                response = await self._http.send(request, stream=True)
+            try:
+                if response.is_error:
+                    await response.aread()
+                    raise _error(response)
+                lines = response.aiter_lines()
+                while True:
+                    async with asyncio.timeout(deadline.remaining()):
+                        line = await anext(lines, None)
+                    if line is None:
+                        break
+                    for tensors in _event(call, line):
+                        yield tensors
+            finally:
+                await response.aclose()
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def _post(self, path: str, body: dict[str, Any], timeout: float | None) -> Any:
+        with http_errors(self._url, Deadline(timeout)):
+            async with asyncio.timeout(timeout):
+                return _body(await self._http.post(path, json=body))
+
+
+def _base(url: str) -> str:
+    return url if "://" in url else f"http://{url}"
+
+
+def _stream_path(call: Call) -> str:
+    return f"/v2/models/{call.model.name}/generate_stream"
+
+
+def _body(response: httpx.Response) -> Any:
+    if response.is_error:
+        raise _error(response)
+    return response.json()
+
+
+def _error(response: httpx.Response) -> TritonragError:
+    """Return the error of a body ``{"error": …}``, of such an event, or of a proxy's page."""
+    text = response.text.strip()
+    try:
+        message = str(json.loads(text.removeprefix("data:"))["error"])
+    except (ValueError, KeyError, TypeError):
+        message = f"HTTP {response.status_code}: {text[:200]}"
+    if text.startswith("data:"):
+        return from_event(message)
+    return from_http(response.status_code, message)
+
+
+def _event(call: Call, line: str) -> Iterator[Tensors]:
+    if not line.startswith("data:"):
+        return
+    event = json.loads(line.removeprefix("data:"))
+    if "error" in event:
+        raise from_event(event["error"])
+    yield wire.from_fields(call, event)
+
+
+def _states(models: list[dict[str, str]]) -> dict[str, str]:
+    return wire.states((m["name"], m.get("state", ""), m.get("reason", "")) for m in models)
+
+
+@contextmanager
+def _ending(response: httpx.Response, deadline: Deadline) -> Iterator[None]:
+    """Shut the connection at the deadline: httpx bounds each read, but not all of them."""
+    seconds = deadline.remaining()
+    stream = response.extensions.get("network_stream")
+    if seconds is None or stream is None:
+        yield
+        return
+    timer = threading.Timer(seconds, _shut, (stream.get_extra_info("socket"),))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _shut(connection: socket.socket) -> None:
+    with suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
