@@ -11,7 +11,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ MAX_CHARS_PER_TOKEN = 10
 
 HEADING_SEPARATOR = " > "
 
+_LINEWISE = ("code", "table")
 _LINE = re.compile(r"[^\n]*\S[^\n]*")
 
 
@@ -109,14 +110,24 @@ class Passage:
 class _Unit:
     """A sentence, or a line of code or of a table: what a chunk is made of.
 
-    ``before`` is the white space between it and the unit before, and counts in ``tokens``.
+    It is ``block.text[start:end]``, with the block's marker where it begins one. ``before`` is the
+    white space between it and the unit before, and counts in ``tokens``.
     """
 
+    block: Block
     before: str
-    text: str
-    tokens: int
+    marker: str
     start: int
     end: int
+    tokens: int = 0
+
+    @property
+    def text(self) -> str:
+        return self.marker + self.block.text[self.start : self.end]
+
+    def source_range(self, source: str) -> tuple[int, int]:
+        start, end = self.block.source_range(source, self.start, self.end)
+        return (start - len(self.marker) if source.endswith(self.marker, 0, start) else start), end
 
 
 class Chunker:
@@ -135,6 +146,7 @@ class Chunker:
         tokenizer.no_padding()
         self.settings = settings
         self._tokenizer = tokenizer
+        self._headings: dict[str, str] = {}
         self._budget = settings.tokens - tokenizer.num_special_tokens_to_add(is_pair=False)
         self._budget -= self._count([prefix])[0]
         if self._budget < MIN_CHUNK_TOKENS // 2:
@@ -165,8 +177,7 @@ class Chunker:
         seen: Counter[str] = Counter()
         for path, blocks in groupby(document.blocks, key=lambda block: block.heading_path):
             room = self._budget - self._count([self._heading(document.title, path) + "\n"])[0]
-            units = self._units(document.text, blocks, room)
-            for chunk in self._pack(units, room):
+            for chunk in self._pack(self._units(blocks, room), room):
                 yield _passage(document, path, chunk, seen)
 
     def embedded_text(self, passage: Passage) -> str:
@@ -181,22 +192,26 @@ class Chunker:
             self._headings[heading] = heading[start:end]
         return self._headings[heading]
 
-    def _units(self, source: str, blocks: Iterable[Block], room: int) -> Iterator[_Unit]:
-        drafts = list(_drafts(blocks))
-        counts = self._count([draft.before + draft.text for draft in drafts])
-        for draft, tokens in zip(drafts, counts, strict=True):
-            pieces = [draft] if tokens <= room else self._pieces(draft, room)
-            for piece in pieces:
-                yield piece.unit(source, tokens if tokens <= room else self._tokens(piece))
+    def _units(self, blocks: Iterable[Block], room: int) -> Iterator[_Unit]:
+        """Yield the units of a section, each at most ``room`` tokens."""
+        for unit in self._counted(list(_units(blocks))):
+            if unit.tokens <= room:
+                yield unit
+            else:
+                yield from self._counted(list(self._pieces(unit, room)))
 
-    def _pieces(self, draft: _Draft, room: int) -> Iterator[_Draft]:
-        """Split what is over the budget by itself at words."""
-        room = max(1, room - self._count([draft.before + draft.marker])[0])
-        block = draft.block
-        for start, end in self._cut(block.text, draft.start, draft.end, room):
-            first = start == draft.start
-            before = draft.before if first else block.text[:start][len(block.text[:start].rstrip()) :]
-            yield _Draft(block, before, draft.marker if first else "", start, end)
+    def _counted(self, units: list[_Unit]) -> Iterator[_Unit]:
+        counts = self._count([unit.before + unit.text for unit in units])
+        return (replace(unit, tokens=count) for unit, count in zip(units, counts, strict=True))
+
+    def _pieces(self, unit: _Unit, room: int) -> Iterator[_Unit]:
+        """Split a unit that is over the budget by itself at words."""
+        text = unit.block.text
+        room = max(1, room - self._count([unit.before + unit.marker])[0])
+        before, marker = unit.before, unit.marker
+        for start, end in self._cut(text, unit.start, unit.end, room):
+            yield _Unit(unit.block, before, marker, start, end)
+            before, marker = (" " if text[end : end + 1].isspace() else ""), ""
 
     def _cut(self, text: str, start: int, end: int, room: int) -> Iterator[tuple[int, int]]:
         """Split ``text[start:end]`` at words, or within one that is over ``room`` tokens."""
@@ -204,9 +219,7 @@ class Chunker:
             window = text[start : min(end, start + room * MAX_CHARS_PER_TOKEN)]
             stop = start + self._fitting(window, room, whole=start + len(window) == end)
             yield start, stop
-            start = stop
-            while start < end and text[start].isspace():
-                start += 1
+            start = _after_blanks(text, stop)
 
     def _fitting(self, window: str, room: int, *, whole: bool) -> int:
         """Return how many characters of ``window`` fit; ``whole`` if the text ends with it."""
@@ -235,9 +248,21 @@ class Chunker:
         ]
 
 
-def _sentences(text: str) -> Iterator[tuple[int, int]]:
+def _units(blocks: Iterable[Block]) -> Iterator[_Unit]:
+    """Yield the sentences and lines of a section with the white space between them."""
+    above = None
+    for block in blocks:
+        before = "\n" if above and above.kind == block.kind == "item" else "\n\n"
+        marker = block.marker
+        for start, end in _lines(block) if block.kind in _LINEWISE else _sentences(block):
+            yield _Unit(block, before, marker, start, end)
+            before, marker = block.text[end : _after_blanks(block.text, end)], ""
+        above = block
+
+
+def _sentences(block: Block) -> Iterator[tuple[int, int]]:
     """Yield where each sentence of each line starts and ends, white space around it left out."""
-    for line in _LINE.finditer(text):
+    for line in _LINE.finditer(block.text):
         start = line.start()
         for sentence in segment("en", line.group()):
             bare = sentence.strip()
@@ -250,6 +275,12 @@ def _sentences(text: str) -> Iterator[tuple[int, int]]:
 def _lines(block: Block) -> Iterator[tuple[int, int]]:
     for line in _LINE.finditer(block.text):
         yield line.start(), line.start() + len(line.group().rstrip())
+
+
+def _after_blanks(text: str, at: int) -> int:
+    while text[at : at + 1].isspace():
+        at += 1
+    return at
 
 
 def _size(chunk: list[_Unit]) -> int:
@@ -268,7 +299,8 @@ def _passage(
     document: Document, path: tuple[str, ...], chunk: list[_Unit], seen: Counter[str]
 ) -> Passage:
     text = chunk[0].text + "".join(unit.before + unit.text for unit in chunk[1:])
-    start = chunk[0].start
+    start, _ = chunk[0].source_range(document.text)
+    _, end = chunk[-1].source_range(document.text)
     identity = f"{document.source}\0{start}\0{text}"
     seen[identity] += 1
     again = f"\0{seen[identity]}" if seen[identity] > 1 else ""
@@ -279,5 +311,5 @@ def _passage(
         title=document.title,
         heading_path=path,
         start=start,
-        end=chunk[-1].end,
+        end=max(start, end),
     )

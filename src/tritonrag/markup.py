@@ -11,6 +11,7 @@ import warnings
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from typing import Literal
 
 import yaml
@@ -111,8 +112,8 @@ def parse_text(source: str) -> Outline:
 _MARKUP_CHARS = 4
 """How much markup, such as ``**``, may stand between a word and its full stop."""
 
-_NEAR, _FAR = 400, 4000
-"""How far apart two words of a block, and two blocks, may be in a file for want of better."""
+_CLOSE, _NEAR, _FAR = 40, 400, 4000
+"""How far apart two words may be in a file: as a rule, at most, and from one block to the next."""
 
 _TELLING_CHARS = 4
 """A shorter line says nothing about where it stands."""
@@ -178,15 +179,26 @@ class _Builder:
 
     def _find(self, text: str, ceiling: int | None) -> Iterator[tuple[int, int, int]]:
         limit = len(self._searched) if ceiling is None else ceiling
-        reach = limit if ceiling is not None else self.cursor + _FAR
-        for word in _WORD.finditer(text):
-            found = self._searched.find(word.group(), self.cursor, min(limit, reach))
-            if found < 0:
-                continue
+        reach = _FAR
+        words = list(_WORD.finditer(text))
+        for word, after in zip_longest(words, words[1:]):
+            found = self._searched.find(word.group(), self.cursor, min(limit, self.cursor + reach))
             length = word.end() - word.start()
+            if found < 0 or not self._plausible(found, length, after):
+                continue
             self.cursor = found + length
-            reach = self.cursor + _NEAR
+            reach = _NEAR
             yield word.start(), found, length
+
+    def _plausible(self, found: int, length: int, after: re.Match[str] | None) -> bool:
+        """Tell whether a word is at ``found`` rather than another one that looks the same.
+
+        Markup can hide a word altogether; one further away must be followed by the next word.
+        """
+        if found <= self.cursor + _CLOSE:
+            return True
+        end = found + length
+        return after is not None and self._searched.find(after.group(), end, end + _CLOSE) >= 0
 
 
 def _collapsed(text: str) -> str:
@@ -319,6 +331,8 @@ class _Rst:
 
     def parse(self) -> Outline:
         tree = publish_doctree(self._source, settings_overrides=_RST_SETTINGS)
+        for note in list(tree.findall(_is_noise)):
+            _remove(note)
         self._walk(tree, 0)
         return self._builder.outline()
 
@@ -370,59 +384,6 @@ class _Rst:
             self._sought = self._builder.cursor = found
 
 
-_RST_SETTINGS)
-        self._walk(tree, 0)
-        return self._builder.outline()
-
-    def _walk(self, parent: nodes.Node, depth: int) -> None:
-        for node in parent.children:
-            self._take(node, depth)
-
-    def _take(self, node: nodes.Node, depth: int) -> None:
-        if isinstance(node, nodes.section):
-            self._walk(node, depth + 1)
-        elif isinstance(node, nodes.title):
-            self._seek(node)
-            self._builder.heading(max(depth, 1), node.astext())
-        elif isinstance(node, nodes.table):
-            rows = (_rst_row(row) for row in node.findall(nodes.row))
-            self._builder.add("\n".join(rows), "table")
-        elif isinstance(node, (nodes.literal_block, nodes.doctest_block, nodes.math_block)):
-            self._add(node, "code")
-        elif isinstance(node, (nodes.bullet_list, nodes.enumerated_list)):
-            self._take_list(node, depth)
-        elif isinstance(node, nodes.TextElement) and not isinstance(node, nodes.Invisible):
-            self._add(node, "item" if self._marker or isinstance(node, nodes.line) else "text")
-        elif not isinstance(node, (nodes.Invisible, nodes.system_message, nodes.raw)):
-            self._walk(node, depth)
-
-    def _take_list(self, node: nodes.Element, depth: int) -> None:
-        numbered = isinstance(node, nodes.enumerated_list)
-        markers = _numbers(int(node.get("start", 1))) if numbered else _bullets()
-        for item, marker in zip(node.children, markers, strict=False):
-            self._marker = marker
-            self._walk(item, depth)
-            self._marker = ""
-
-    def _add(self, node: nodes.TextElement, kind: Kind) -> None:
-        text = node.astext() if kind == "code" else " ".join(node.astext().split())
-        self._seek(node)
-        self._builder.add(text, kind, marker=self._marker)
-        self._marker = ""
-
-    def _seek(self, node: nodes.TextElement) -> None:
-        """Go to where the first words of a node's own markup stand, after the node before."""
-        words = node.rawsource.split()[:6]
-        if not words:
-            return
-        pattern = re.compile(r"(?<!\w)" + r"\s+".join(map(re.escape, words)))
-        found = pattern.search(self._source, self._builder.cursor) or pattern.search(
-            self._source, self._sought
-        )
-        if found:
-            self._sought = self._builder.cursor = found.start()
-
-
 _RST_SETTINGS = {
     "_disable_config": True,
     "doctitle_xform": False,
@@ -433,6 +394,20 @@ _RST_SETTINGS = {
     "report_level": 5,
     "syntax_highlight": "none",
 }
+
+
+def _is_noise(node: nodes.Node) -> bool:
+    return isinstance(node, (nodes.system_message, nodes.footnote_reference, nodes.label))
+
+
+def _remove(node: nodes.Node) -> None:
+    """Take a node out of its tree, with the white space before it."""
+    siblings = node.parent.children
+    at = siblings.index(node)
+    del siblings[at]
+    before = siblings[at - 1] if at else None
+    if isinstance(before, nodes.Text):
+        siblings[at - 1] = nodes.Text(before.rstrip())
 
 
 def _rst_row(row: nodes.row) -> str:

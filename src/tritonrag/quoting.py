@@ -30,8 +30,8 @@ logs) must still give a quote of readable length."""
 _CLAUSE_END = re.compile(r"[;:,\u3001\uff0c\uff1b\u060c\u061b](?!\d)\s*|\s+")
 """Where a long sentence may be cut; never inside a number or a time (``25,000``, ``10:30``)."""
 
-_CONTROL = ("Cc", "Cs")
-"""Unicode categories that no quote needs. Format characters stay: joiners make Persian words and
+_CONTROL = "Cc"
+"""The Unicode category that no quote needs. Format characters stay: joiners make Persian words and
 emoji families what they are."""
 
 
@@ -88,7 +88,7 @@ def _literal(text: str) -> str:
 
 def _readable(text: str) -> str:
     """Collapse white space and drop control characters, which no quote needs."""
-    kept = (char for char in text if char.isspace() or unicodedata.category(char) not in _CONTROL)
+    kept = (char for char in text if char.isspace() or unicodedata.category(char) != _CONTROL)
     return " ".join("".join(kept).split())
 
 

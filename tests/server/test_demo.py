@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from conftest import tritonrag
+from servers import tritonrag
+
 from tritonrag.cli.demo import QUESTIONS
 from tritonrag.server.process import free_ports
 
@@ -12,7 +13,8 @@ from tritonrag.server.process import free_ports
 def demo(folder: Path) -> str:
     ports = free_ports()
     done = tritonrag(
-        "demo", "--once", "--index-dir", str(folder / "index"), "--state-dir", str(folder / "state"),
+        "demo", "--once",
+        "--index-dir", str(folder / "index"), "--state-dir", str(folder / "state"),
         "--http-port", str(ports.http), "--grpc-port", str(ports.grpc),
         "--metrics-port", str(ports.metrics),
     )  # fmt: skip

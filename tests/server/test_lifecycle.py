@@ -17,7 +17,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import REPOSITORY, ROOT
+from servers import REPOSITORY, ROOT
+
 from tritonrag.errors import SetupError
 from tritonrag.server.process import EmbeddedServer, Ports, free_ports
 
@@ -50,9 +51,7 @@ def leftovers(prefix: str) -> list[str]:
 
 
 def start(server: EmbeddedServer, repository: Path, tmp_path: Path, ports: Ports | None = None):
-    return server.start(
-        repository, tmp_path / "index", ports or free_ports(), bound_to_parent=True
-    )
+    return server.start(repository, tmp_path / "index", ports or free_ports(), bound_to_parent=True)
 
 
 def test_stop_is_quick_and_leaves_nothing(

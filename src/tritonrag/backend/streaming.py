@@ -121,8 +121,10 @@ def _generation(engine: Engine, request: Any, prompt: str, citations: str) -> Ge
 def _passages(citations: str) -> tuple[tuple[int, str], ...]:
     try:
         listed = json.loads(citations or "[]")
-        return tuple((int(each["mark"]), str(each["text"])) for each in listed if each["mark"])
+        found = tuple((int(each["mark"]), str(each["text"])) for each in listed if each["mark"])
+        "".join(text for _, text in found).encode()  # half of a surrogate pair is JSON, but no text
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise InvalidRequest(
             'citations: expected a JSON list of {"mark": number, "text": …} as `prompt` gives it'
         ) from error
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,7 @@ from tritonrag.cli import index, query, serving
 from tritonrag.client import Client
 from tritonrag.errors import InternalError
 
+INDEX_TIMEOUT_S = 10.0
 HANDBOOK = Path("samples/handbook")
 QUESTIONS = (
     "How many days of annual leave do full-time employees receive?",
@@ -39,6 +41,7 @@ def demo(
         print()
         index.add([documents], url=url, index_dir=index_dir, repository=repository)
         with Client(url) as client:
+            _await_index(client)
             for question in QUESTIONS:
                 print(f"\n> {question}")
                 if not query.stream_answer(client, question):
@@ -48,6 +51,15 @@ def demo(
             server.wait(running)
     finally:
         server.stop()
+
+
+def _await_index(client: Client) -> None:
+    """Wait until the server has noticed the new snapshot, which takes it up to a second."""
+    deadline = time.monotonic() + INDEX_TIMEOUT_S
+    while not client.search(QUESTIONS[0], top_k=1).passages:
+        if time.monotonic() > deadline:
+            raise InternalError("the server does not serve the index; see its log")
+        time.sleep(0.1)
 
 
 def _invite(http_port: int, url: str) -> None:

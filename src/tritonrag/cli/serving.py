@@ -17,9 +17,7 @@ from tritonrag.settings import INDEX_DIR_VARIABLE, REPOSITORY_VARIABLE, URL_VARI
 if TYPE_CHECKING:
     from tritonrag.server.process import EmbeddedServer, Running
 
-StateDir = Annotated[
-    Path, typer.Option(help="Folder of the server's state, log and backends.")
-]
+StateDir = Annotated[Path, typer.Option(help="Folder of the server's state, log and backends.")]
 Repository = Annotated[
     Path, typer.Option(envvar=REPOSITORY_VARIABLE, help="Model repository to serve.")
 ]
@@ -126,6 +124,7 @@ def _known(state_dir: Path) -> tuple[str, dict[str, object]]:
 def start(
     repository: Path, index_dir: Path, state_dir: Path, ports: tuple[int, int, int], *, bound: bool
 ) -> tuple[EmbeddedServer, Running]:
+    """Start the embedded server on ``ports`` (HTTP, gRPC, metrics) and print where it listens."""
     from tritonrag.server.process import EmbeddedServer, Ports
 
     server = EmbeddedServer(state_dir)

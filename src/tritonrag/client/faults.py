@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import re
+import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
+from typing import Any, TypeVar
 
 import grpc
 import httpx
 
+from tritonrag.contract import MODELS
 from tritonrag.errors import (
     DeadlineExceeded,
+    InternalError,
     InvalidRequest,
     TritonragError,
     Unavailable,
     from_code,
 )
+
+T = TypeVar("T")
 
 _HTTP_CODES = {
     400: "INVALID_ARG",
@@ -27,11 +34,20 @@ _HTTP_CODES = {
     504: "DEADLINE_EXCEEDED",
 }
 
-_EVENTS = {
-    "NOT_FOUND": re.compile("no collection is called|unknown model"),
-    "UNAVAILABLE": re.compile("queue is full|timeout expired|maximum queue size|try again", re.I),
-    "INTERNAL": re.compile("internal error|the engine (?:failed|refused)|failed to", re.I),
+_FIELDS = "|".join(sorted({tensor.name for model in MODELS.values() for tensor in model.inputs}))
+
+_STREAMED = {
+    "NOT_FOUND": re.compile(r"collection: no collection|.*unknown model"),
+    "UNAVAILABLE": re.compile(
+        r"generate: its queue is full|.*timeout expired|.*maximum queue size"
+        r"|LLM endpoint \S+ (?:answered (?:429|5\d\d)|no answer within|cannot be reached)",
+        re.I,
+    ),
+    "INVALID_ARG": re.compile(
+        rf"(?:{_FIELDS}): |.*inference input|.*number of inputs|LLM endpoint \S+ answered 4"
+    ),
 }
+"""How the text of an error in a stream begins, by its code; see :func:`from_stream`."""
 
 _PREFIX = re.compile(r"^(?:in ensemble '[^']*', |\[request id: [^\]]*\] )+")
 
@@ -52,14 +68,17 @@ def from_http(status: int, message: str) -> TritonragError:
     return from_triton(_HTTP_CODES.get(status, "INTERNAL"), message)
 
 
-def from_event(message: str) -> TritonragError:
-    """Return the error for an ``error`` event of ``generate_stream``.
+def from_stream(message: str) -> TritonragError:
+    """Return the error for one that came in a stream, where Triton sends its text alone.
 
-    Up to Triton 24.10 at least, such events carry no code and the status is 400 whatever happened,
-    so the kind is told from the message: it is a fault in the request unless it is known not to be.
+    Over HTTP each such error has status 400, whatever happened. Over gRPC the header
+    ``triton_grpc_error`` asks for a status, but release 24.10 then crashes (signal 11) on some of
+    the failing streams. So the kind is told from the text: the models name the field first where
+    the request is at fault.
     """
-    known = (code for code, messages in _EVENTS.items() if messages.search(message))
-    return from_triton(next(known, "INVALID_ARG"), message)
+    text = _PREFIX.sub("", message)
+    known = (code for code, texts in _STREAMED.items() if texts.match(text))
+    return from_code(next(known, "INTERNAL"), text)
 
 
 class Deadline:
@@ -73,6 +92,11 @@ class Deadline:
     def remaining(self) -> float | None:
         """Return the seconds left, not below 0."""
         return None if self._end is None else max(0.0, self._end - time.monotonic())
+
+    def check(self) -> None:
+        """Raise ``TimeoutError`` once no time is left."""
+        if self.remaining() == 0:
+            raise TimeoutError
 
     def error(self) -> DeadlineExceeded:
         """Return the error for an answer that did not come in time."""
@@ -110,6 +134,22 @@ def http_errors(url: str, deadline: Deadline) -> Iterator[None]:
         if "client has been closed" not in str(error):
             raise
         raise Unavailable("the client is closed") from error
+
+
+def understood(read: Callable[..., T]) -> Callable[..., T]:
+    """Turn whatever goes wrong in reading a response into an error that says where to look."""
+
+    @wraps(read)
+    def reading(*args: Any) -> T:
+        try:
+            return read(*args)
+        except (LookupError, TypeError, ValueError, AttributeError, struct.error) as error:
+            raise InternalError(
+                f"the server answered what this client does not understand ({error!r}); "
+                "are both of the same version?"
+            ) from error
+
+    return reading
 
 
 def _from_rpc(error: grpc.RpcError, url: str, timeout: float | None) -> TritonragError:

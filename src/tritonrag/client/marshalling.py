@@ -12,12 +12,12 @@ import operator
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import wraps
 from typing import Any, TypedDict, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from tritonrag.client.faults import understood
 from tritonrag.client.results import Answer, Citation, Passage, SearchResult, Usage
 from tritonrag.contract import MAX_BATCH_SIZE, MODELS, ModelSpec, TensorSpec
 from tritonrag.errors import InternalError, InvalidRequest
@@ -25,7 +25,6 @@ from tritonrag.errors import InternalError, InvalidRequest
 Tensors = Mapping[str, npt.NDArray[Any]]
 """Tensors of a response by name, with the batch dimension; those of text hold ``str`` objects."""
 
-T = TypeVar("T")
 P = TypeVar("P", bound=Passage)
 
 
@@ -112,30 +111,14 @@ def embed_calls(texts: Sequence[str], role: str) -> Iterator[Call]:
         yield Call(spec, values, uuid.uuid4().hex, rows=len(batch))
 
 
-def _understood(read: Callable[..., T]) -> Callable[..., T]:
-    """Turn whatever goes wrong in reading a response into an error that says where to look."""
-
-    @wraps(read)
-    def reading(*args: Any) -> T:
-        try:
-            return read(*args)
-        except (KeyError, IndexError, TypeError, ValueError) as error:
-            raise InternalError(
-                f"the server answered what this client does not understand ({error!r}); "
-                "are both of the same version?"
-            ) from error
-
-    return reading
-
-
-@_understood
+@understood
 def search_result(tensors: Tensors) -> SearchResult:
     """Return the passages of a response of ``search``."""
     texts = tensors["passages"].ravel()
     return SearchResult(tuple(_record(Passage, json.loads(text)) for text in texts if text))
 
 
-@_understood
+@understood
 def embeddings(tensors: Tensors) -> npt.NDArray[np.float32]:
     """Return the embeddings ``[n, dim]`` of a response of ``embed_text``."""
     return tensors["embedding"].astype(np.float32, copy=False)
@@ -152,7 +135,7 @@ class Progress:
         self.usage: Usage | None = None
         self.error: str | None = None
 
-    @_understood
+    @understood
     def take(self, tensors: Tensors) -> str:
         """Take in one response and return the text it adds."""
         delta, citations, finish_reason, usage = (

@@ -14,7 +14,7 @@ import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from tritonrag.client import wire
-from tritonrag.client.faults import from_triton, grpc_errors
+from tritonrag.client.faults import from_stream, grpc_errors
 from tritonrag.client.marshalling import Call, Tensors
 
 _OPTIONS = [
@@ -24,10 +24,6 @@ _OPTIONS = [
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
 ]
-
-_STATUS_CODES = (("triton_grpc_error", "true"),)
-"""Asks Triton to end a failed stream with a gRPC status; without it only the text of an error
-comes."""
 
 
 class GrpcTransport:
@@ -48,9 +44,7 @@ class GrpcTransport:
     def stream(self, call: Call, timeout: float | None) -> Generator[Tensors, None, None]:
         """Yield the responses of a call, which is sent when the first is asked for."""
         with grpc_errors(self._url, timeout):
-            responses = self._stub.ModelStreamInfer(
-                iter([wire.to_protobuf(call)]), timeout=timeout, metadata=_STATUS_CODES
-            )
+            responses = self._stub.ModelStreamInfer(iter([wire.to_protobuf(call)]), timeout=timeout)
             try:
                 for response in responses:
                     yield from _responses(response)
@@ -88,9 +82,7 @@ class AsyncGrpcTransport:
     async def stream(self, call: Call, timeout: float | None) -> AsyncGenerator[Tensors, None]:
         """Yield the responses of a call, which is sent when the first is asked for."""
         with grpc_errors(self._url, timeout):
-            responses = self._stub.ModelStreamInfer(
-                [wire.to_protobuf(call)], timeout=timeout, metadata=_STATUS_CODES
-            )
+            responses = self._stub.ModelStreamInfer([wire.to_protobuf(call)], timeout=timeout)
             try:
                 async for response in responses:
                     for tensors in _responses(response):
@@ -114,6 +106,6 @@ class AsyncGrpcTransport:
 def _responses(response: Any) -> Iterator[Tensors]:
     """Yield the tensors of a streamed message; the empty one that may end a stream has none."""
     if response.error_message:
-        raise from_triton("INTERNAL", response.error_message)
+        raise from_stream(response.error_message)
     if response.infer_response.outputs:
         yield wire.from_protobuf(response.infer_response)

@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 
 from tritonrag.client import wire
-from tritonrag.client.faults import Deadline, from_event, from_http, http_errors
+from tritonrag.client.faults import Deadline, from_http, from_stream, http_errors, understood
 from tritonrag.client.marshalling import Call, Tensors
 from tritonrag.errors import TritonragError
 
@@ -24,7 +24,7 @@ class HttpTransport:
     def __init__(self, url: str, transport: httpx.BaseTransport | None = None) -> None:
         """Take ``host:port`` or a whole URL; ``transport`` is for tests."""
         self._url = url
-        self._http = httpx.Client(base_url=_base(url), transport=transport)
+        self._http = httpx.Client(base_url=_base(url), transport=transport, verify=_verify(url))
 
     def infer(self, call: Call, timeout: float | None) -> Tensors:
         """Return the one response of a call."""
@@ -48,6 +48,7 @@ class HttpTransport:
                     response.read()
                     raise _error(response)
                 for line in response.iter_lines():
+                    deadline.check()
                     yield from _event(call, line)
 
     def close(self) -> None:
@@ -66,7 +67,9 @@ class AsyncHttpTransport:
         """Take ``host:port`` or a whole URL; ``transport`` is for tests."""
         self._url = url
         # Deadlines are asyncio's: they bound a call as a whole, httpx's each read.
-        self._http = httpx.AsyncClient(base_url=_base(url), transport=transport, timeout=None)
+        self._http = httpx.AsyncClient(
+            base_url=_base(url), transport=transport, verify=_verify(url), timeout=None
+        )
 
     async def infer(self, call: Call, timeout: float | None) -> Tensors:
         """Return the one response of a call."""
@@ -113,6 +116,11 @@ def _base(url: str) -> str:
     return url if "://" in url else f"http://{url}"
 
 
+def _verify(url: str) -> bool:
+    """Whether to read the certificates, for which plain HTTP need not wait (50 ms)."""
+    return url.startswith("https:")
+
+
 def _stream_path(call: Call) -> str:
     return f"/v2/models/{call.model.name}/generate_stream"
 
@@ -120,7 +128,7 @@ def _stream_path(call: Call) -> str:
 def _body(response: httpx.Response) -> Any:
     if response.is_error:
         raise _error(response)
-    return response.json()
+    return _parsed(response.text)
 
 
 def _error(response: httpx.Response) -> TritonragError:
@@ -131,17 +139,22 @@ def _error(response: httpx.Response) -> TritonragError:
     except (ValueError, KeyError, TypeError):
         message = f"HTTP {response.status_code}: {text[:200]}"
     if text.startswith("data:"):
-        return from_event(message)
+        return from_stream(message)
     return from_http(response.status_code, message)
 
 
 def _event(call: Call, line: str) -> Iterator[Tensors]:
     if not line.startswith("data:"):
         return
-    event = json.loads(line.removeprefix("data:"))
+    event = _parsed(line.removeprefix("data:"))
     if "error" in event:
-        raise from_event(event["error"])
+        raise from_stream(event["error"])
     yield wire.from_fields(call, event)
+
+
+@understood
+def _parsed(text: str) -> Any:
+    return json.loads(text)
 
 
 def _states(models: list[dict[str, str]]) -> dict[str, str]:
@@ -156,15 +169,19 @@ def _ending(response: httpx.Response, deadline: Deadline) -> Iterator[None]:
     if seconds is None or stream is None:
         yield
         return
-    timer = threading.Timer(seconds, _shut, (stream.get_extra_info("socket"),))
+    passed = threading.Event()
+    timer = threading.Timer(seconds, _shut, (stream.get_extra_info("socket"), passed))
     timer.daemon = True
     timer.start()
     try:
         yield
     finally:
         timer.cancel()
+    if passed.is_set():
+        raise TimeoutError
 
 
-def _shut(connection: socket.socket) -> None:
+def _shut(connection: socket.socket, passed: threading.Event) -> None:
+    passed.set()
     with suppress(OSError):
         connection.shutdown(socket.SHUT_RDWR)

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from tritonclient.grpc import service_pb2
 
+from tritonrag.client.faults import understood
 from tritonrag.client.marshalling import Call, Tensors
 
 _NUMPY: dict[str, type[np.generic]] = {
@@ -42,6 +43,7 @@ def to_protobuf(call: Call) -> service_pb2.ModelInferRequest:
     return request
 
 
+@understood
 def from_protobuf(response: service_pb2.ModelInferResponse) -> Tensors:
     """Return the tensors of a KServe v2 gRPC response."""
     return {
@@ -67,6 +69,7 @@ def to_json(call: Call) -> dict[str, Any]:
     }
 
 
+@understood
 def from_json(response: dict[str, Any]) -> Tensors:
     """Return the tensors of a KServe v2 HTTP response."""
     return {
@@ -86,6 +89,7 @@ def to_fields(call: Call) -> dict[str, Any]:
     return {"id": call.id, **tensors}
 
 
+@understood
 def from_fields(call: Call, response: dict[str, Any]) -> Tensors:
     """Return the tensors of one event of ``generate_stream``, each of shape ``[1, 1]``."""
     return {

@@ -91,7 +91,12 @@ class GenaiEngine:
         self._admission.enter()
         stream = TextStream(sink, generation.stop)
         stream.usage.prompt_tokens = len(prompt)
-        fitting = replace(generation, max_tokens=min(generation.max_tokens, room))
+        fitting = replace(
+            generation,
+            max_tokens=min(generation.max_tokens, room),
+            # The engine refuses more than there are; 0 is all of them.
+            top_k=generation.top_k if generation.top_k < self._tokenizer.get_vocab_size() else 0,
+        )
         self._commands.put(lambda: self._begin(fitting, prompt, stream))
 
     def cancel(self, id: str) -> None:

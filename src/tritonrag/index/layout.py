@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
+from datetime import datetime
 from pathlib import Path
 
 from tritonrag.contract import COLLECTION_PATTERN
@@ -53,6 +55,11 @@ def unknown_collection(name: str, known: list[str]) -> NotFound:
         f"collection: no collection is called {name!r}; {those} "
         "(`tritonrag index add PATH --collection NAME` makes one)"
     )
+
+
+def new_snapshot(now: datetime) -> str:
+    """Return the name of a snapshot made at ``now`` (UTC): names sort by time and are unique."""
+    return f"{now:%Y%m%dT%H%M%S.%fZ}-{secrets.token_hex(2)}"
 
 
 def snapshots(collection: Path) -> list[str]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from tritonrag.artifacts import EmbedderManifest
 from tritonrag.errors import SetupError
+from tritonrag.index.layout import UNFINISHED
 
 FORMAT_VERSION = 1
 """Version of the layout on disk; a reader refuses a newer one."""
@@ -95,9 +96,7 @@ class SnapshotManifest:
         except FileNotFoundError:
             raise SetupError(f"snapshot {folder.name} does not exist") from None
         except (OSError, ValueError, TypeError, KeyError) as error:
-            raise SetupError(
-                f"snapshot {folder.name} is damaged: its {MANIFEST} cannot be read ({error})"
-            ) from error
+            raise damaged(folder.name, f"its {MANIFEST} cannot be read ({error})") from error
         _check_contents(manifest, folder.name)
         return manifest
 
@@ -105,6 +104,14 @@ class SnapshotManifest:
         """Write the manifest into ``folder``."""
         text = json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False)
         (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+
+
+def damaged(snapshot: str, how: str) -> SetupError:
+    """Return the error for a snapshot that is not as it was written."""
+    return SetupError(
+        f"snapshot {snapshot} is damaged: {how}; go back with `tritonrag index rollback`, or "
+        "remove the collection's folder and index again"
+    )
 
 
 def _check_version(values: dict[str, Any]) -> None:
@@ -118,5 +125,5 @@ def _check_version(values: dict[str, Any]) -> None:
 
 def _check_contents(manifest: SnapshotManifest, name: str) -> None:
     missing = [file for file in DATA_FILES if file not in manifest.files]
-    if missing or manifest.snapshot != name or manifest.metric != METRIC:
-        raise SetupError(f"snapshot {name} is damaged: its {MANIFEST} contradicts its folder")
+    if missing or manifest.snapshot != name.removeprefix(UNFINISHED) or manifest.metric != METRIC:
+        raise damaged(name, f"its {MANIFEST} contradicts its folder")

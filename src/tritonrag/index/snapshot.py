@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 
 from tritonrag.artifacts import sha256
-from tritonrag.errors import SetupError
 from tritonrag.index.filters import FIELDS, Filter
 from tritonrag.index.manifest import (
     DATA_FILES,
@@ -26,6 +25,7 @@ from tritonrag.index.manifest import (
     VECTORS,
     DocumentRecord,
     SnapshotManifest,
+    damaged,
 )
 
 Floats = npt.NDArray[np.float32]
@@ -68,7 +68,7 @@ class Snapshot:
                 _read_documents(folder / DOCUMENTS),
             )
         except (OSError, RuntimeError, ValueError, TypeError) as error:
-            raise SetupError(f"snapshot {folder.name} is damaged: {error}") from error
+            raise damaged(folder.name, str(error)) from error
         snapshot._check_counts()
         return snapshot
 
@@ -153,10 +153,7 @@ class Snapshot:
         }
         for what, (count, expected) in found.items():
             if count != expected:
-                raise SetupError(
-                    f"snapshot {self.name} is damaged: {what} is {count}, its manifest says "
-                    f"{expected}"
-                )
+                raise damaged(self.name, f"{what}: {count}, but its manifest says {expected}")
 
 
 class PassageFile:
@@ -188,9 +185,7 @@ def verify_files(folder: Path, manifest: SnapshotManifest) -> None:
     """
     for name in DATA_FILES:
         if sha256(folder / name) != manifest.files[name]:
-            raise SetupError(
-                f"snapshot {folder.name} is damaged: {name} differs from when it was written"
-            )
+            raise damaged(folder.name, f"{name} differs from when it was written")
 
 
 def _mapped(path: Path) -> mmap.mmap | bytes:

@@ -32,7 +32,7 @@ def cause(log: str) -> str:
 
 
 def _plain(text: str) -> str:
-    plain = text.strip().strip('"').strip()
+    plain = text.strip().strip('"').replace("\\n", " ").strip()
     while stripped := _NOISE.sub("", plain):
         if stripped == plain:
             break

@@ -61,7 +61,7 @@ class Running:
         try:
             process = psutil.Process(self.pid)
             same = abs(process.create_time() - self.started) < 1
-            return same and process.status() != psutil.STATUS_ZOMBIE
+            return bool(same and process.status() != psutil.STATUS_ZOMBIE)
         except psutil.NoSuchProcess:
             return False
 
@@ -207,7 +207,11 @@ class EmbeddedServer:
             )
 
     def _await_ready(
-        self, process: subprocess.Popen[bytes], started: Running, timeout_s: float, progress: PROGRESS
+        self,
+        process: subprocess.Popen[bytes],
+        started: Running,
+        timeout_s: float,
+        progress: PROGRESS,
     ) -> None:
         begun = time.monotonic()
         while not started.ready:

@@ -1,0 +1,71 @@
+"""Ask over plain HTTP with the standard library alone: nothing of tritonrag, nothing to install.
+
+    python client/ask_http.py "Who approves remote work?"
+
+Any language can do the same; in a shell:
+
+    curl -N http://127.0.0.1:8000/v2/models/rag/generate_stream \\
+      -d '{"id": "1", "question": "Who approves remote work?"}'
+
+Closing the connection does not stop the generation (Triton does not tell a model inside an
+ensemble); a second request with the same id does:
+
+    curl -N http://127.0.0.1:8000/v2/models/generate/generate_stream \\
+      -d '{"id": "1", "prompt": "", "cancel": true}'
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import uuid
+from collections.abc import Iterator
+from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+
+def events(url: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    request = Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    with urlopen(request, timeout=30) as response:
+        for line in response:
+            if line.startswith(b"data:"):
+                yield json.loads(line.removeprefix(b"data:"))
+
+
+def answer(models: str, question: str) -> None:
+    request_id = uuid.uuid4().hex
+    finished = False
+    try:
+        for event in events(
+            f"{models}/rag/generate_stream", {"id": request_id, "question": question}
+        ):
+            if "error" in event:
+                sys.exit(event["error"])
+            print(event["text"], end="", flush=True)
+            if event["citations"]:
+                citations = json.loads(event["citations"])
+            finished = bool(event["finish_reason"])
+    finally:
+        if not finished:
+            cancel = {"id": request_id, "prompt": "", "cancel": True}
+            list(events(f"{models}/generate/generate_stream", cancel))
+    print()
+    for citation in citations:
+        print(f"[{citation['mark']}] {citation['source']}: {citation['location']}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("question")
+    parser.add_argument("--url", default="http://127.0.0.1:8000")
+    arguments = parser.parse_args()
+    try:
+        answer(f"{arguments.url}/v2/models", arguments.question)
+    except HTTPError as error:
+        sys.exit(f"HTTP {error.code}: {error.read().decode()}")
+
+
+if __name__ == "__main__":
+    main()

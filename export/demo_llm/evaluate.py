@@ -1,0 +1,282 @@
+"""Measure how well an LLM quotes the sentence that answers, beside baselines that use no LLM.
+
+    python export/demo_llm/evaluate.py --rows FILE.jsonl [--model DIR] --out OUT.json
+
+A row is {"question", "passages": [str], "answer": str or null}: a span of one of the passages, or
+null where none answers; a "source" splits the table. Answers are decoded as served: whole sentences
+of the passages with their marks, or the refusal. The last line printed is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+from choosing import greedy, path_scores
+from corpus import read_jsonl
+from scoring import Overlap, Quotes, Row, baseline, scores
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+
+from tritonrag.prompting import PromptBuilder, chat_template
+from tritonrag.quoting import MAX_QUOTES, REFUSAL, quotes, sentences
+
+MODEL = Path(__file__).parent / "model"
+ANSWER_TOKENS = 128
+SCORED_AT_ONCE = 64
+
+
+def main() -> None:
+    """Read the command line, measure, print the table and write the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rows", type=Path, required=True)
+    parser.add_argument("--model", type=Path, default=MODEL, help="Hugging Face folder")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--limit", type=int, help="take this many rows")
+    parser.add_argument("--choice", choices=["greedy", "scored"], default="greedy",
+                        help="which way of choosing the last line reports")  # fmt: skip
+    parser.add_argument("--refusal-bias", type=float, default=0.0, help="for --choice scored")
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    rows = some(read_rows(arguments.rows), arguments.limit)
+    reader = Reader.load(arguments.model)
+    results = measure(rows, reader, arguments.refusal_bias)
+    table = {name: scores(rows, found) for name, found in results.items()}
+    table = {name: figures for name, figures in table.items() if figures}
+    by_source = split_by_source(rows, results)
+    print_tables({"all": table, **by_source}, rows)
+    chosen = table[arguments.choice]
+    summary = {
+        "containment": chosen["containment"],
+        "citation": chosen["citation"],
+        "refusal_f1": chosen["refusal_f1"],
+        "baseline_overlap": table["overlap"]["containment"],
+        "baseline_random": table["random"]["containment"],
+        "baseline_embedder": table.get("embedder", {}).get("containment"),
+        "exact": chosen["exact"],
+        "tokens_per_second": round(reader.tokens / max(reader.seconds, 1e-9), 1),
+        "rows": len(rows),
+        "choice": arguments.choice,
+    }
+    details = {"summary": summary, "all": table, "by_source": by_source}
+    arguments.out.write_text(json.dumps(details, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(summary))
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Return the rows of a file.
+
+    Raises:
+        SystemExit: the file is missing or a row lacks a field.
+    """
+    try:
+        rows = read_jsonl(path)
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"{path}: cannot be read as JSON Lines ({error})") from error
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict) or not {"question", "passages", "answer"} <= row.keys():
+            raise SystemExit(f"{path}, row {number}: expected question, passages and answer")
+    return rows
+
+
+def some(rows: list[Row], limit: int | None) -> list[Row]:
+    """Return ``limit`` rows drawn at random, always the same ones, in their order."""
+    if not limit or limit >= len(rows):
+        return rows
+    return [rows[number] for number in sorted(Random(0).sample(range(len(rows)), limit))]
+
+
+@dataclass
+class Reader:
+    """An LLM that answers from passages by scoring every quote the grammar allows."""
+
+    model: Any
+    tokenizer: Any
+    builder: PromptBuilder
+    tokens: int = 0
+    seconds: float = 0.0
+
+    @classmethod
+    def load(cls, folder: Path) -> Reader:
+        """Load a Hugging Face folder.
+
+        Raises:
+            SystemExit: it is not one, is truncated, or its tokenizer is another model's.
+        """
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            model = AutoModelForCausalLM.from_pretrained(
+                folder, local_files_only=True, dtype=torch.float32
+            )
+        except Exception as error:
+            raise SystemExit(f"{folder}: cannot be loaded ({str(error).splitlines()[0]})") from None
+        if len(tokenizer) > model.config.vocab_size:
+            raise SystemExit(
+                f"{folder}: the tokenizer has {len(tokenizer)} tokens, "
+                f"the model {model.config.vocab_size}; they are not of one model"
+            )
+        special = {name: str(getattr(tokenizer, name) or "") for name in ("bos_token", "eos_token")}
+        builder = PromptBuilder(
+            render=chat_template(tokenizer.chat_template, **special),
+            count_tokens=lambda text: len(tokenizer.encode(text, add_special_tokens=False)),
+            context_tokens=model.config.max_position_embeddings,
+            answer_tokens=ANSWER_TOKENS,
+        )
+        return cls(model.eval(), tokenizer, builder)
+
+    @torch.inference_mode()
+    def answer(self, row: Row, bias: float) -> dict[str, Quotes]:
+        """Return the quotes chosen greedily and by score; the refusal is an empty list."""
+        started = time.perf_counter()
+        prompt = self.builder.build(row["question"], [{"text": text} for text in row["passages"]])
+        kept = [(c["mark"], c["text"]) for c in prompt.citations if c["mark"]]
+        allowed = [*quotes(kept), REFUSAL]
+        ids = self._encode(prompt.text)
+        output = self.model(torch.tensor([ids]), use_cache=True)
+        cache, last = output.past_key_values, output.logits[0, -1].log_softmax(-1)
+        self.tokens += len(ids)
+        tokens = [self._encode(" " + quote) for quote in allowed]
+        found = self._logprobs(cache, last, tokens)
+        shifts = [0.0] * (len(allowed) - 1) + [bias]
+        path = path_scores(tokens, found, shifts)
+        firsts = {
+            "greedy": greedy(tokens, found),
+            "scored": max(range(len(allowed)), key=path.__getitem__),
+        }
+        answers = {}
+        for name, first in firsts.items():
+            answers[name] = self._continued(ids, allowed, first)
+        self.seconds += time.perf_counter() - started
+        return answers
+
+    def _continued(self, ids: list[int], allowed: list[str], first: int) -> Quotes:
+        """Return the chosen quote and those that the model greedily writes after it."""
+        if allowed[first] == REFUSAL:
+            return []
+        chosen = [first]
+        rest = allowed[:-1]
+        while len(chosen) < MAX_QUOTES:
+            written = ids + self._encode(" " + " ".join(allowed[n] for n in chosen))
+            output = self.model(torch.tensor([written]), use_cache=True, logits_to_keep=1)
+            last = output.logits[0, -1].log_softmax(-1)
+            self.tokens += len(written) - len(ids)
+            starts = {self._encode(" " + quote)[0] for quote in rest}
+            if last[self.model.config.eos_token_id] >= max(last[start] for start in starts):
+                break
+            tokens = [self._encode(" " + quote) for quote in rest]
+            found = self._logprobs(output.past_key_values, last, tokens)
+            following = greedy(tokens, found)
+            if following in chosen:
+                break
+            chosen.append(following)
+        return [allowed[n] for n in chosen]
+
+    def _logprobs(
+        self, cache: DynamicCache, last: torch.Tensor, candidates: list[list[int]]
+    ) -> list[list[float]]:
+        """Return the log-probability of each token of each candidate after the cached prompt."""
+        found: list[list[float]] = []
+        for start in range(0, len(candidates), SCORED_AT_ONCE):
+            found += self._logprobs_at_once(cache, last, candidates[start : start + SCORED_AT_ONCE])
+        return found
+
+    def _logprobs_at_once(
+        self, cache: DynamicCache, last: torch.Tensor, candidates: list[list[int]]
+    ) -> list[list[float]]:
+        longest = max(map(len, candidates))
+        padded = torch.tensor([ids + [0] * (longest - len(ids)) for ids in candidates])
+        repeated = DynamicCache()
+        for number, layer in enumerate(cache.layers):
+            repeated.update(
+                layer.keys.expand(len(candidates), -1, -1, -1),
+                layer.values.expand(len(candidates), -1, -1, -1),
+                number,
+            )
+        logits = self.model(padded[:, :-1], past_key_values=repeated).logits.log_softmax(-1)
+        self.tokens += padded.numel()
+        after = logits.gather(-1, padded[:, 1:, None])[..., 0]
+        first = last[padded[:, :1]]
+        return [
+            row[: len(ids)].tolist()
+            for row, ids in zip(torch.cat([first, after], -1), candidates, strict=True)
+        ]
+
+    def _encode(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
+        return ids
+
+
+def measure(rows: list[Row], reader: Reader, bias: float) -> dict[str, list[Quotes]]:
+    """Return what the model and each baseline answer to every row."""
+    results: dict[str, list[Quotes]] = {"greedy": [], "scored": []}
+    for number, row in enumerate(rows, 1):
+        for name, answer in reader.answer(row, bias).items():
+            results[name].append(answer)
+        print(f"\r{number}/{len(rows)} rows", end="", flush=True)
+    print()
+    overlap = Overlap([s for row in rows for text in row["passages"] for s in sentences(text)])
+    random = Random(0)
+    baselines: dict[str, Callable[[str, list[str]], int]] = {
+        "overlap": overlap.best,
+        "random": lambda _, found: random.randrange(len(found)),
+    }
+    for name, best in baselines.items():
+        results[name] = [baseline(row, best) for row in rows]
+    if embedder := load_embedder():
+        results["embedder"] = [
+            baseline(row, lambda q, found: nearest(embedder, q, found)) for row in rows
+        ]
+    return results
+
+
+def load_embedder() -> Any:
+    """Return the project's small embedder, or None where it is not installed."""
+    try:
+        from wordvectors import Embedder
+    except ImportError:
+        return None
+    return Embedder()
+
+
+def nearest(embedder: Any, question: str, found: list[str]) -> int:
+    """Return the number of the sentence whose vector is nearest to the question's."""
+    vectors = embedder.encode([question, *found])
+    return int((vectors[1:] @ vectors[0]).argmax())
+
+
+def split_by_source(
+    rows: list[Row], results: dict[str, list[Quotes]]
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Return the figures of each source of rows."""
+    found = {}
+    for source in sorted({row.get("source", "") for row in rows} - {""}):
+        numbers = [n for n, row in enumerate(rows) if row.get("source") == source]
+        own = [rows[n] for n in numbers]
+        found[source] = {
+            name: scores(own, [answers[n] for n in numbers]) for name, answers in results.items()
+        }
+    return found
+
+
+def print_tables(tables: dict[str, dict[str, dict[str, float]]], rows: list[Row]) -> None:
+    """Print one Markdown table per source."""
+    for source, table in tables.items():
+        columns = list(next(iter(table.values())))
+        count = sum(source in ("all", row.get("source")) for row in rows)
+        print(f"\n{source} ({count} rows)\n| way | " + " | ".join(columns) + " |")
+        print("|---|" + "---|" * len(columns))
+        for name, figures in table.items():
+            shown = " | ".join(f"{figures.get(column, 0):.3f}" for column in columns)
+            print(f"| {name} | {shown} |")
+    print()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,303 @@
+"""Training examples: drawn at random from passages and question rows, tokenised as served.
+
+Knows neither torch nor the model.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+from policies import Fact, question, section
+from questions import Asker, content_words
+from tokenizers import Tokenizer
+
+from tritonrag.prompting import chat_template, messages
+from tritonrag.quoting import REFUSAL, mark
+
+PAD, END = "<pad>", "<end>"
+CONTEXT = 1024
+CHAT_TEMPLATE = "{{ messages[-1]['content'] }}\nAnswer:"
+"""The last message alone: the system message says nothing that the model has not been trained to
+do, and costs context."""
+
+CHOICE_TOKENS = 8
+"""A sentence is chosen by its first tokens; the rest is forced by the grammar that it is decoded
+under, so those weigh less in the loss."""
+FORCED_WEIGHT = 0.3
+MARK_WEIGHT = 0.05
+
+render = chat_template(CHAT_TEMPLATE)
+
+
+@dataclass(frozen=True)
+class Passage:
+    """Sentences under a heading (may be empty)."""
+
+    heading: str
+    sentences: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A question over passages; ``targets`` are (passage, sentence) numbers, none for a refusal."""
+
+    question: str
+    passages: tuple[Passage, ...]
+    targets: tuple[tuple[int, int], ...]
+
+    def prompt(self) -> str:
+        """Return the prompt as the server builds it."""
+        pairs = [(passage.heading, " ".join(passage.sentences)) for passage in self.passages]
+        return render(messages(self.question, pairs))
+
+    def quotes(self) -> list[tuple[str, str]]:
+        """Return the (sentence, mark) pairs of the answer; the refusal has no mark."""
+        if not self.targets:
+            return [(REFUSAL, "")]
+        return [
+            (self.passages[passage].sentences[sentence], mark(passage + 1))
+            for passage, sentence in self.targets
+        ]
+
+
+@dataclass(frozen=True)
+class Example:
+    """Token ids of prompt and answer; ``weights`` is the loss weight of predicting each token of
+    the answer; ``ends`` are the positions of the passages' sentence ends in the prompt, ``answers``
+    says which of them end a target."""
+
+    ids: list[int]
+    prompt_length: int
+    weights: list[float]
+    ends: list[int]
+    answers: list[bool]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of the curriculum: ``enough`` is the accuracy that ends it, sizes are lower and
+    upper bounds, shares are of the examples."""
+
+    name: str
+    enough: float
+    passages: tuple[int, int]
+    sentences: tuple[int, int]
+    sentence_words: int
+    length: int
+    real: float
+    invented: float
+    refused: float
+    hard: float
+    headed: float = 0.5
+
+
+CURRICULUM = (
+    Stage("short", 0.72, (1, 2), (2, 2), 14, 160, 0.0, 0.3, 0.0, 0.0, 0.1),
+    Stage("medium", 0.70, (2, 3), (1, 3), 28, 300, 0.25, 0.3, 0.1, 0.3, 0.4),
+    Stage("long", 0.75, (3, 4), (2, 4), 45, 550, 0.5, 0.25, 0.15, 0.4, 0.5),
+    Stage("full", 1.0, (4, 4), (2, 9), 120, 980, 0.5, 0.25, 0.18, 0.4, 0.5),
+)
+
+
+def encode(task: Task, tokenizer: Tokenizer) -> Example:
+    """Return the tokens of a task's prompt and answer."""
+    prompt = task.prompt()
+    encoding = tokenizer.encode(prompt)
+    starts = [start for start, _ in encoding.offsets]
+    ends, answers, cursor = [], [], prompt.index("\n\n")
+    targets = set(task.targets)
+    for number, passage in enumerate(task.passages):
+        for index, sentence in enumerate(passage.sentences):
+            cursor = prompt.index(sentence, cursor) + len(sentence)
+            ends.append(bisect_left(starts, cursor) - 1)
+            answers.append((number, index) in targets)
+    ids, weights = list(encoding.ids), []
+    for sentence, cited in task.quotes():
+        body = tokenizer.encode(" " + sentence).ids
+        tail = tokenizer.encode(" " + cited).ids if cited else []
+        ids += body + tail
+        weights += [1.0 if n < CHOICE_TOKENS else FORCED_WEIGHT for n in range(len(body))]
+        weights += [MARK_WEIGHT] * len(tail)
+    end = tokenizer.token_to_id(END)
+    return Example([*ids, end], len(encoding.ids), [*weights, 0.5], ends, answers)
+
+
+def window(sentences: Sequence[str], around: Sequence[int], most: int, random: Random) -> range:
+    """Return at most ``most`` consecutive sentence numbers that hold those of ``around``."""
+    low, high = (min(around), max(around)) if around else (random.randrange(len(sentences)),) * 2
+    start, stop = low, high + 1
+    while stop - start < min(most, len(sentences)):
+        if (random.random() < 0.5 and start > 0) or stop == len(sentences):
+            start -= 1
+        else:
+            stop += 1
+    return range(start, stop)
+
+
+@dataclass
+class Sampler:
+    """Draws tasks from a pool of passages and from question rows."""
+
+    pool: list[dict[str, Any]]
+    rows: list[dict[str, Any]]
+    asker: Asker
+    _by_word: dict[str, list[int]] = field(default_factory=dict)
+    _by_source: dict[str, list[int]] = field(default_factory=dict)
+    _short: dict[int, list[str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Index the pool by word and by source."""
+        by_word: defaultdict[str, list[int]] = defaultdict(list)
+        by_source: defaultdict[str, list[int]] = defaultdict(list)
+        for number, passage in enumerate(self.pool):
+            by_source[passage["group"]].append(number)
+            for word in {w.lower() for s in passage["sentences"] for w in content_words(s)}:
+                by_word[word].append(number)
+        self._by_word = {word: found for word, found in by_word.items() if 1 < len(found) < 400}
+        sources = {row["source"] for row in self.rows}
+        self._by_source = {source: by_source[source] for source in sources}
+        self._from_rows = [n for source in sorted(sources) for n in by_source[source]]
+        self.rows = [row for row in self.rows if len(content_words(row["question"])) > 1]
+
+    def draw(self, stage: Stage, random: Random) -> Task:
+        """Return one task of a stage of the curriculum."""
+        while True:
+            of = random.random()
+            if of < stage.real:
+                task = self._real(stage, random)
+            elif of < stage.real + stage.invented:
+                task = self._invented(stage, random)
+            else:
+                task = self._made(stage, random)
+            if task:
+                return task
+
+    def _made(self, stage: Stage, random: Random) -> Task | None:
+        number = self._any(random)
+        passage = self.pool[number]
+        fitting = [
+            index
+            for index, sentence in enumerate(passage["sentences"])
+            if 3 < len(sentence.split()) <= stage.sentence_words
+        ]
+        if not fitting:
+            return None
+        target = random.choice(fitting)
+        asked = self.asker.ask(passage["sentences"][target], random)
+        if not asked:
+            return None
+        others = self._others(stage, asked, number, None, random)
+        return self._task(stage, asked, passage, [target], others, random)
+
+    def _real(self, stage: Stage, random: Random) -> Task | None:
+        row = random.choice(self.rows)
+        others = self._others(stage, row["question"], None, row["source"], random)
+        asked = row["question"]
+        if random.random() < 0.15:
+            asked = asked.rstrip("?")
+        passage = {"heading": "", "sentences": row["sentences"]}
+        return self._task(stage, asked, passage, row["targets"], others, random)
+
+    def _invented(self, stage: Stage, random: Random) -> Task:
+        least, most = stage.sentences
+        many = range(random.randint(*stage.passages))
+        sections = [section(random, least, 2 * most) for _ in many]
+        facts = [fact for found in sections for fact in found]
+        about = random.choice(facts)
+        asked = question(about, random)
+        if random.random() < stage.refused:
+            said = (about.thing.name, about.kind)
+            sections = [[f for f in of if (f.thing.name, f.kind) != said] for of in sections]
+        passages = tuple(
+            Passage(self._over(found, stage, random), tuple(fact.sentence for fact in found))
+            for found in sections
+            if found
+        ) or (Passage("", ("Nothing else is regulated here.",)),)
+        golds = [
+            (number, index)
+            for number, passage in enumerate(passages)
+            for index, sentence in enumerate(passage.sentences)
+            if sentence == about.sentence
+        ]
+        return Task(asked, passages, tuple(golds[:1]))
+
+    def _over(self, facts: Sequence[Fact], stage: Stage, random: Random) -> str:
+        if random.random() > stage.headed:
+            return ""
+        return " > ".join(fact.thing.name[:1].upper() + fact.thing.name[1:] for fact in facts[:2])
+
+    def _task(
+        self, stage: Stage, asked: str, passage: Mapping[str, Any], targets: Sequence[int],
+        others: list[int], random: Random,
+    ) -> Task | None:  # fmt: skip
+        golds = {passage["sentences"][index] for index in targets}
+        refused = random.random() < stage.refused
+        distractors = [self._part(self.pool[n], [], stage, random) for n in others]
+        distractors = [d for d in distractors if d and not golds & set(d.sentences)]
+        own = self._part(passage, targets, stage, random)
+        if not own:
+            return None
+        if refused:
+            left = tuple(s for s in own.sentences if s not in golds)
+            keep = left and random.random() < 0.3
+            passages = [*distractors, Passage(own.heading, left)] if keep else distractors
+        else:
+            passages = [*distractors[: len(others) - 1], own]
+        if not passages:
+            return None
+        random.shuffle(passages)
+        found = tuple(
+            (n, i) for n, p in enumerate(passages) for i, s in enumerate(p.sentences)
+            if not refused and p is own and s in golds
+        )  # fmt: skip
+        return Task(asked, tuple(passages), found)
+
+    def _part(
+        self, passage: Mapping[str, Any], targets: Sequence[int], stage: Stage, random: Random
+    ) -> Passage | None:
+        most = random.randint(*stage.sentences)
+        sentences = passage["sentences"]
+        numbers = window(sentences, targets, most, random)
+        kept = tuple(
+            sentences[n]
+            for n in numbers
+            if n in targets or len(sentences[n].split()) <= stage.sentence_words
+        )
+        if not kept:
+            return None
+        heading = ""
+        if random.random() < stage.headed:
+            heading = passage["heading"] or self._heading(sentences, random)
+        return Passage(heading, kept)
+
+    def _heading(self, sentences: Sequence[str], random: Random) -> str:
+        words = self.asker.topic(random.choice(sentences), random, 4).title().split()
+        cut = random.randint(1, len(words)) if words else 0
+        return " > ".join(part for part in (" ".join(words[:cut]), " ".join(words[cut:])) if part)
+
+    def _any(self, random: Random) -> int:
+        if random.random() < 0.5:
+            return random.choice(self._from_rows)
+        return random.randrange(len(self.pool))
+
+    def _others(
+        self, stage: Stage, asked: str, near: int | None, source: str | None, random: Random
+    ) -> list[int]:
+        """Return distractors, as many as passages: sharing a word, of the same document, or any."""
+        words = [w.lower() for w in content_words(asked) if w.lower() in self._by_word]
+        found: list[int] = []
+        for _ in range(random.randint(*stage.passages)):
+            if words and random.random() < stage.hard:
+                found.append(random.choice(self._by_word[random.choice(words)]))
+            elif near is not None and random.random() < 0.5:
+                found.append((near + random.randint(1, 4)) % len(self.pool))
+            elif source and random.random() < 0.9:
+                found.append(random.choice(self._by_source[source]))
+            else:
+                found.append(self._any(random))
+        return [n for n in dict.fromkeys(found) if n != near]

@@ -1,0 +1,134 @@
+"""What an answer is worth, and baselines that need no model. Pure: knows neither torch nor a file.
+
+An answer is a list of quotes, ``sentence [n]``; the refusal is an empty list.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from math import log
+from typing import Any
+
+from questions import words
+
+from tritonrag.quoting import mark, quotes, sentences
+
+_MARK = re.compile(r" \[(\d+)\]$")
+Row = dict[str, Any]
+Quotes = list[str]
+
+
+def scores(rows: list[Row], answers: Sequence[Quotes]) -> dict[str, float]:
+    """Return the figures of one way of answering; empty where no row has an answer."""
+    pairs = list(zip(rows, answers, strict=True))
+    answerable = [(row, answer) for row, answer in pairs if row["answer"] is not None]
+    if not answerable:
+        return {}
+    given = [(row, answer) for row, answer in answerable if answer]
+    refused = sum(not answer for _, answer in pairs)
+    rightly = sum(not answer for row, answer in pairs if row["answer"] is None)
+    unanswerable = len(pairs) - len(answerable)
+    return {
+        "containment": share(contains(row, answer) for row, answer in answerable),
+        "exact": share(exact(row, answer) for row, answer in answerable),
+        "citation": share(cites(row, answer) for row, answer in given),
+        "citation_all": share(cites(row, answer) for row, answer in answerable),
+        "refusal_precision": round(rightly / refused, 4) if refused else 0.0,
+        "refusal_recall": round(rightly / unanswerable, 4) if unanswerable else 0.0,
+        "refusal_f1": round(2 * rightly / (refused + unanswerable), 4) if unanswerable else 0.0,
+        "sentences": round(sum(len(answer) for _, answer in given) / max(1, len(given)), 3),
+    }
+
+
+def contains(row: Row, answer: Quotes) -> bool:
+    """Return whether the answer holds the whole gold span, but for case and punctuation."""
+    said = " ".join(_MARK.sub("", quote) for quote in answer)
+    return f" {_plain(row['answer'])} " in f" {_plain(said)} "
+
+
+def exact(row: Row, answer: Quotes) -> bool:
+    """Return whether the answer is just the sentences that the gold span touches."""
+    gold = " ".join(row["answer"].split())
+    said = [_MARK.sub("", quote) for quote in answer]
+    for passage in row["passages"]:
+        found = sentences(passage)
+        start = " ".join(found).find(gold)
+        if start >= 0:
+            return said == touched(found, start, start + len(gold))
+    return False
+
+
+def touched(found: list[str], start: int, end: int) -> list[str]:
+    """Return the sentences between two places of the sentences joined by spaces."""
+    kept, begin = [], 0
+    for sentence in found:
+        if begin < end and start < begin + len(sentence):
+            kept.append(sentence)
+        begin += len(sentence) + 1
+    return kept
+
+
+def cites(row: Row, answer: Quotes) -> bool:
+    """Return whether the first mark is of a passage that holds the gold span."""
+    gold = " ".join(row["answer"].split())
+    holding = {
+        mark(number)
+        for number, text in enumerate(row["passages"], 1)
+        if gold in " ".join(sentences(text)) or gold in " ".join(text.split())
+    }
+    return bool(answer) and answer[0].rpartition(" ")[2] in holding
+
+
+def share(values: Iterable[bool]) -> float:
+    """Return the share of true values."""
+    found = list(values)
+    return round(sum(found) / len(found), 4) if found else 0.0
+
+
+def baseline(row: Row, best: Callable[[str, list[str]], int]) -> Quotes:
+    """Return the one quote that a baseline picks."""
+    allowed = list(quotes(enumerate(row["passages"], 1)))
+    return [allowed[best(row["question"], [_MARK.sub("", quote) for quote in allowed])]]
+
+
+@dataclass
+class Overlap:
+    """BM25 over sentences (k1 1.2, b 0.75), rarity counted in all rows' sentences."""
+
+    corpus: list[str]
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        """Count the words."""
+        for sentence in self.corpus:
+            self.counts.update(set(_stems(sentence)))
+        self.mean = sum(len(_stems(s)) for s in self.corpus) / max(1, len(self.corpus))
+
+    def best(self, question: str, found: list[str]) -> int:
+        """Return the number of the sentence with the highest score."""
+        asked = set(_stems(question))
+        return max(range(len(found)), key=lambda number: self._score(asked, found[number]))
+
+    def _score(self, asked: set[str], sentence: str) -> float:
+        stems = Counter(_stems(sentence))
+        length = 1.2 * (0.25 + 0.75 * stems.total() / self.mean)
+        return sum(
+            self._rarity(word) * stems[word] * 2.2 / (stems[word] + length)
+            for word in asked & stems.keys()
+        )
+
+    def _rarity(self, word: str) -> float:
+        count = self.counts[word]
+        return log(1 + (len(self.corpus) - count + 0.5) / (count + 0.5))
+
+
+def _stems(text: str) -> list[str]:
+    """Return lower-cased words with the commonest English endings cut off."""
+    return [re.sub(r"(?<=\w{3})(?:ies|es|s|ed|ing)$", "", word.lower()) for word in words(text)]
+
+
+def _plain(text: str) -> str:
+    return " ".join(words(text.lower()))

@@ -1,0 +1,439 @@
+"""``make bench``: ``search`` and ``rag`` under load, beside what the same machine can do at most.
+
+Throughput alone says more about a machine than about a server. So each round measures, one right
+after the other on the same questions and the same index, the server under perf_analyzer and the
+same work in one process without a server (``in_process.py``, at batch 64 before and after the
+server's run, whose mean is the limit). Their ratio is what the server keeps of the machine. Another
+program on the same cores or a changed clock moves both; a ratio that still spreads over the rounds
+says that the machine was not quiet. The table gives medians, and in brackets the lowest and the
+highest round.
+
+What to expect: at 1 client `search` is latency, one question after another through three models,
+so that its distance to the in-process latency is the cost of the graph. At 64 clients the batcher
+forms batches in which the fixed cost of a run is shared; clients, server and models then share the
+cores. `rag` is bound by prefill (time to first token) and decode (tokens/s): its clients wait for
+the engine, and beyond what the engine batches, more of them only wait longer.
+
+Standard output is the Markdown table and, as its last line, one JSON object. Both, with all raw
+numbers, Triton's own statistics of each run, machine, versions, commit and command, are written to
+``perf/results/``. The exit status is 1 if any request failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import perf_analyzer
+import psutil
+from handbook_server import REPOSITORY, ROOT, ModelCounts, Served, end_on_sigterm, say, served
+from in_process import BareEngine, Search
+from perf_analyzer import Load, Measured, RunFailed
+
+from tritonrag.artifacts import EmbedderManifest, LlmManifest
+from tritonrag.errors import TritonragError
+from tritonrag.settings import RemoteLlmSettings
+
+QUESTIONS = Path(__file__).parent / "workloads" / "questions.json"
+RESULTS = Path(__file__).parent / "results"
+LIMIT_BATCH, ENGINE_BATCH = 64, 8
+ENGINE_PROMPTS = 64
+PACKAGES = ("tritonrag", "nvidia-pytriton", "numpy", "onnxruntime", "onnxruntime-genai",
+            "faiss-cpu", "tokenizers")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a round consists of; windows and pieces in seconds."""
+
+    search_clients: tuple[int, ...]
+    rag_clients: tuple[int, ...]
+    rounds: int
+    window_s: float
+    piece_s: float
+
+
+FULL = Plan((64, 1, 8), (1, 8, 64), rounds=3, window_s=0.8, piece_s=1.5)
+SHORT = Plan((16,), (), rounds=1, window_s=0.6, piece_s=1.0)
+RAG_WINDOWS = 2.0
+"""Answers take longer than searches, and so do their windows."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of perf_analyzer and what Triton counted during it, or why it failed."""
+
+    load: Load
+    measured: Measured | None
+    models: dict[str, ModelCounts]
+    error: str = ""
+
+    @property
+    def errors(self) -> int:
+        """Requests that failed, as far as anyone has counted them."""
+        failed = self.models[self.load.model].failures if self.load.model in self.models else 0
+        streams = self.measured.errors if self.measured else 0
+        return max(failed + streams, bool(self.error))
+
+
+@dataclass
+class Round:
+    """The measurements of one round. ``limits`` are questions/s before and after each search."""
+
+    limits: list[float] = field(default_factory=list)
+    limit_latency_ms: float = 0.0
+    engine_tokens_per_s: float | None = None
+    runs: list[Run] = field(default_factory=list)
+    ratios: dict[int, float] = field(default_factory=dict)
+    """Clients to the share of the limit, for the loads of ``search`` with a limit around them."""
+
+
+class Bench:
+    """Measures rounds on one running server."""
+
+    def __init__(self, each: Served, plan: Plan, questions: Path) -> None:
+        """Fetch perf_analyzer and load the work to compare with."""
+        self._served, self._plan, self._file = each, plan, questions
+        self._program = perf_analyzer.ensure()
+        texts = _texts(questions)
+        self._search = Search(each, texts)
+        self._engine = (
+            BareEngine(each, self._search, texts[:ENGINE_PROMPTS]) if plan.rag_clients else None
+        )
+
+    def warm_up(self) -> None:
+        """Send the first requests, which cost more than all later ones."""
+        for load in (*self._searches(), *self._rags()):
+            requests = 4 if load.streaming else 2 * load.clients
+            perf_analyzer.warm_up(
+                self._program,
+                dataclasses.replace(load, clients=min(load.clients, requests)),
+                self._served.grpc, self._file, requests,
+            )  # fmt: skip
+
+    def round(self) -> Round:
+        """Measure everything once."""
+        found = Round(limits=[self._limit()])
+        for number, load in enumerate(self._searches()):
+            run = self._run(load)
+            found.runs.append(run)
+            if number == 0:
+                found.limits.append(self._limit())
+                if run.measured:
+                    limit = statistics.fmean(found.limits)
+                    found.ratios[load.clients] = run.measured.qps / limit
+        say("  in process, one question at a time")
+        found.limit_latency_ms = self._search.latency_ms(self._plan.piece_s)
+        found.runs += [self._run(load) for load in self._rags()]
+        if self._engine:
+            say(f"  in process, the bare engine with {ENGINE_BATCH} prompts at a time")
+            found.engine_tokens_per_s = self._engine.tokens_per_s(ENGINE_BATCH, self._plan.piece_s)
+        return found
+
+    def close(self) -> None:
+        """Free what was loaded."""
+        self._search.close()
+        if self._engine:
+            self._engine.close()
+
+    def _searches(self) -> Iterator[Load]:
+        for clients in self._plan.search_clients:
+            yield Load("search", clients, self._plan.window_s)
+
+    def _rags(self) -> Iterator[Load]:
+        for clients in self._plan.rag_clients:
+            yield Load("rag", clients, RAG_WINDOWS * self._plan.window_s, streaming=True)
+
+    def _limit(self) -> float:
+        say(f"  in process, {LIMIT_BATCH} questions at a time")
+        return self._search.throughput(LIMIT_BATCH, self._plan.piece_s)
+
+    def _run(self, load: Load) -> Run:
+        say(f"  {load.model} at {load.clients} clients")
+        before = self._served.counts()
+        measured, error = None, ""
+        try:
+            measured = perf_analyzer.run(self._program, load, self._served.grpc, self._file)
+        except RunFailed as failure:
+            error = str(failure)
+            say(f"  failed: {error}")
+        after = self._served.counts()
+        return Run(load, measured, {name: after[name].since(before[name]) for name in after}, error)
+
+
+def main() -> int:
+    """Run the benchmark; return the exit status."""
+    options = _options()
+    plan = dataclasses.replace(SHORT if options.short else FULL)
+    plan = dataclasses.replace(
+        plan,
+        rounds=options.rounds or plan.rounds,
+        window_s=plan.window_s * options.scale,
+        piece_s=plan.piece_s * options.scale,
+    )
+    end_on_sigterm()
+    try:
+        return _measure(options, plan)
+    except TritonragError as error:
+        say(f"bench: {error}")
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _measure(options: argparse.Namespace, plan: Plan) -> int:
+    began = time.monotonic()
+    with served(options.repository, index_dir=options.index_dir) as each:
+        bench = Bench(each, plan, options.questions)
+        try:
+            bench.warm_up()
+            rounds = _rounds(bench, plan, began + options.budget)
+            memory_mb = each.memory_mb()
+        finally:
+            bench.close()
+    summary = _summary(plan, rounds) | {
+        "server_rss_mb": round(memory_mb, 1),
+        "seconds": round(time.monotonic() - began, 1),
+    }
+    table = _table(plan, rounds, summary)
+    _write(options.output, _record(options, plan, rounds, summary), table)
+    print(table)
+    print(json.dumps(summary))
+    return 1 if summary["errors"] else 0
+
+
+def _rounds(bench: Bench, plan: Plan, deadline: float) -> list[Round]:
+    """Measure as many rounds as planned, or as fit: a slow machine gets fewer, never none."""
+    rounds: list[Round] = []
+    took = 0.0
+    for number in range(1, plan.rounds + 1):
+        began = time.monotonic()
+        if began + took > deadline:
+            say(f"{plan.rounds - len(rounds)} rounds left out, time is up")
+            break
+        say(f"round {number} of {plan.rounds}")
+        rounds.append(bench.round())
+        took = time.monotonic() - began
+    return rounds
+
+
+def _summary(plan: Plan, rounds: Sequence[Round]) -> dict[str, Any]:
+    """Return the line that other programs read: medians over the rounds, None where all failed."""
+    key_clients = plan.search_clients[0]
+    key = f"search_c{key_clients}_over_limit"
+    ratios = [ratio for each in rounds if (ratio := each.ratios.get(key_clients)) is not None]
+    summary: dict[str, Any] = {
+        key: _median(ratios, 3),
+        f"{key}_min": round(min(ratios), 3) if ratios else None,
+        f"{key}_max": round(max(ratios), 3) if ratios else None,
+        f"limit_b{LIMIT_BATCH}_qps": _median([limit for r in rounds for limit in r.limits]),
+        "limit_b1_p50_ms": _median([each.limit_latency_ms for each in rounds], 3),
+        "embed_mean_batch": _median(
+            [run.models["embed"].mean_batch for run in _runs(rounds, "search", key_clients)], 2
+        ),
+    }
+    for clients in sorted(plan.search_clients):
+        of = _figures(rounds, "search", clients)
+        summary[f"search_c{clients}_qps"] = _median(of(lambda found: found.qps))
+        summary[f"search_c{clients}_p50_ms"] = _median(of(lambda found: found.latency.p50), 3)
+        summary[f"search_c{clients}_p95_ms"] = _median(of(lambda found: found.latency.p95), 3)
+    for clients in plan.rag_clients:
+        of = _figures(rounds, "rag", clients)
+        summary[f"rag_c{clients}_ttft_ms"] = _median(of(_ttft))
+        summary[f"rag_c{clients}_tokens_per_s"] = _median(of(lambda found: found.tokens_per_s))
+    summary |= _compared(rounds, summary)
+    summary["rounds"] = len(rounds)
+    summary["errors"] = sum(run.errors for each in rounds for run in each.runs)
+    return summary
+
+
+def _compared(rounds: Sequence[Round], summary: dict[str, Any]) -> dict[str, Any]:
+    """Return the figures that compare one measurement with another of the same round."""
+    over_ms, over_engine = [], []
+    for each in rounds:
+        by = {(run.load.model, run.load.clients): run.measured for run in each.runs}
+        if alone := by.get(("search", 1)):
+            over_ms.append(alone.latency.p50 - each.limit_latency_ms)
+        rag = by.get(("rag", ENGINE_BATCH))
+        if rag and rag.tokens_per_s and each.engine_tokens_per_s:
+            over_engine.append(rag.tokens_per_s / each.engine_tokens_per_s)
+    engine = [each.engine_tokens_per_s for each in rounds if each.engine_tokens_per_s]
+    if not any(run.load.streaming for each in rounds for run in each.runs):
+        return {}
+    return {
+        "search_c1_p50_over_ms": _median(over_ms, 3),
+        f"engine_b{ENGINE_BATCH}_tokens_per_s": _median(engine),
+        f"rag_c{ENGINE_BATCH}_tokens_over_engine": _median(over_engine, 3),
+    }
+
+
+def _table(plan: Plan, rounds: Sequence[Round], summary: dict[str, Any]) -> str:
+    head = ("load", "requests/s", "p50 ms", "p95 ms", "first token p50 ms", "tokens/s",
+            "mean batch of embed")  # fmt: skip
+    loads = [("search", clients) for clients in sorted(plan.search_clients)]
+    loads += [("rag", clients) for clients in plan.rag_clients]
+    rows = [_row(rounds, model, clients) for model, clients in loads]
+    limits = [limit for each in rounds for limit in each.limits]
+    latencies = [each.limit_latency_ms for each in rounds]
+    rows.append([f"in process, batch {LIMIT_BATCH}", _spread(limits), *[""] * 4, str(LIMIT_BATCH)])
+    rows.append(["in process, batch 1", "", _spread(latencies), *[""] * 3, "1"])
+    engine = [each.engine_tokens_per_s for each in rounds if each.engine_tokens_per_s]
+    if engine:
+        rows.append([f"bare engine, {ENGINE_BATCH} prompts", *[""] * 4, _spread(engine), ""])
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    ratios = [each.ratios[plan.search_clients[0]] for each in rounds if each.ratios]
+    return "\n".join(
+        [
+            *("| " + " | ".join(cells) + " |" for cells in lines),
+            "",
+            f"`search` at {plan.search_clients[0]} clients over the in-process limit: "
+            f"**{_spread(ratios, 3)}**; medians of {len(rounds)} rounds (lowest–highest), "
+            f"{summary['errors']} errors, server memory {summary['server_rss_mb']} MB.",
+        ]
+    )
+
+
+def _row(rounds: Sequence[Round], model: str, clients: int) -> list[str]:
+    of = _figures(rounds, model, clients)
+    batches = [run.models["embed"].mean_batch for run in _runs(rounds, model, clients)]
+    return [
+        f"`{model}`, {clients} client{'s' * (clients > 1)}",
+        _spread(of(lambda found: found.qps)),
+        _spread(of(lambda found: found.latency.p50)),
+        _spread(of(lambda found: found.latency.p95)),
+        _spread(of(_ttft)),
+        _spread(of(lambda found: found.tokens_per_s)),
+        _spread(batches),
+    ]
+
+
+def _figures(
+    rounds: Sequence[Round], model: str, clients: int
+) -> Callable[[Callable[[Measured], float | None]], list[float]]:
+    """Return a function that takes one figure out of every run of a load."""
+    found = [run.measured for run in _runs(rounds, model, clients) if run.measured]
+    return lambda figure: [value for each in found if (value := figure(each)) is not None]
+
+
+def _runs(rounds: Sequence[Round], model: str, clients: int) -> list[Run]:
+    return [
+        run
+        for each in rounds
+        for run in each.runs
+        if (run.load.model, run.load.clients) == (model, clients)
+    ]
+
+
+def _ttft(found: Measured) -> float | None:
+    return found.first_token.p50 if found.first_token else None
+
+
+def _median(values: Sequence[float], digits: int = 1) -> float | None:
+    return round(statistics.median(values), digits) if values else None
+
+
+def _spread(values: Sequence[float], digits: int = 1) -> str:
+    if not values:
+        return ""
+    middle = f"{statistics.median(values):.{digits}f}"
+    if len(values) == 1:
+        return middle
+    return f"{middle} ({min(values):.{digits}f}–{max(values):.{digits}f})"
+
+
+def _record(
+    options: argparse.Namespace, plan: Plan, rounds: Sequence[Round], summary: dict[str, Any]
+) -> dict[str, Any]:
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": ["perf/bench.py", *sys.argv[1:]],
+        "commit": _git("rev-parse", "HEAD"),
+        "changed_since_commit": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "machine": _machine(),
+        "versions": {"python": platform.python_version(), "perf_analyzer": perf_analyzer.VERSION}
+        | {name: version(name) for name in PACKAGES},
+        "embedder": dataclasses.asdict(EmbedderManifest.load(options.repository)),
+        "llm": _llm(options.repository),
+        "plan": dataclasses.asdict(plan),
+        "summary": summary,
+        "rounds": [dataclasses.asdict(each) for each in rounds],
+    }
+
+
+def _llm(repository: Path) -> dict[str, Any]:
+    remote = RemoteLlmSettings.from_environment()
+    if remote:
+        return {"model": remote.model, "remote": True}
+    return dataclasses.asdict(LlmManifest.load(repository))
+
+
+def _machine() -> dict[str, Any]:
+    return {
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
+        "system": f"{platform.system()} {platform.release()}",
+        "load_average": os.getloadavg(),
+    }
+
+
+def _processor() -> str:
+    with open("/proc/cpuinfo", encoding="utf-8") as lines:
+        named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+        return next(named, platform.processor())
+
+
+def _git(*arguments: str) -> str:
+    ended = subprocess.run(
+        ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=False
+    )
+    return ended.stdout.strip() if ended.returncode == 0 else ""
+
+
+def _write(folder: Path, record: dict[str, Any], table: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    when = datetime.fromisoformat(record["date"]).strftime("%Y-%m-%dT%H%M%S")
+    stem = f"{when}-{record['commit'][:8] or 'no-commit'}"
+    (folder / f"{stem}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    (folder / f"{stem}.md").write_text(table + "\n", encoding="utf-8")
+    say(f"written: {folder / stem}.json and .md")
+
+
+def _texts(questions: Path) -> list[str]:
+    steps = json.loads(questions.read_text(encoding="utf-8"))["data"]
+    return [step["question"]["content"][0] for step in steps]
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Measure search and rag on a server of its own, beside the in-process limit.",
+        epilog="The last line of standard output is one JSON object.",
+    )
+    add = parser.add_argument
+    add("--short", action="store_true", help="search at 16 clients only, once: a check, about 15 s")
+    add("--rounds", type=int, help="repeats of everything (default: 3; 1 with --short)")
+    add("--scale", type=float, default=1.0, help="factor on all measuring times (default: 1)")
+    add("--budget", type=float, default=165, help="seconds after which no round begins that "
+        "would end later (default: 165)")  # fmt: skip
+    add("--repository", type=Path, default=REPOSITORY, help="model repository to serve")
+    add("--index-dir", type=Path, help="index to serve (default: a new one of samples/handbook)")
+    add("--questions", type=Path, default=QUESTIONS, help="perf_analyzer's input data")
+    add("--output", type=Path, default=RESULTS, help="folder of the results")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,165 @@
+"""The server that the programs of this folder measure: their own, on free ports, over the handbook.
+
+Nothing of a server that may run already is touched: ports, state and index are new, below a
+temporary folder that goes away at the end, also after Ctrl-C or SIGTERM.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+import httpx
+import psutil
+
+from tritonrag.errors import SetupError
+from tritonrag.server.process import HOST, EmbeddedServer, Running, free_ports
+from tritonrag.settings import INDEX_DIR_VARIABLE, URL_VARIABLE
+
+ROOT = Path(__file__).parents[1]
+REPOSITORY = ROOT / "model_repository"
+HANDBOOK = ROOT / "samples" / "handbook"
+
+
+@dataclass(frozen=True)
+class ModelCounts:
+    """What Triton's statistics say of one model, since it was loaded or between two looks.
+
+    Times are sums over all requests, in milliseconds.
+    """
+
+    requests: int
+    failures: int
+    executions: int
+    queue_ms: float
+    compute_ms: float
+
+    def since(self, earlier: ModelCounts) -> ModelCounts:
+        """Return what came after ``earlier``."""
+        return ModelCounts(
+            self.requests - earlier.requests,
+            self.failures - earlier.failures,
+            self.executions - earlier.executions,
+            self.queue_ms - earlier.queue_ms,
+            self.compute_ms - earlier.compute_ms,
+        )
+
+    @property
+    def mean_batch(self) -> float:
+        """Requests that one execution answered."""
+        return self.requests / self.executions if self.executions else 0.0
+
+
+@dataclass(frozen=True)
+class Served:
+    """The running server and what can be seen of it."""
+
+    running: Running
+    repository: Path
+    index_dir: Path
+    backends: Path
+
+    @property
+    def grpc(self) -> str:
+        """``host:port`` of gRPC."""
+        return f"{HOST}:{self.running.ports.grpc}"
+
+    def config(self, model: str) -> dict[str, Any]:
+        """Return the configuration of a model as the server has read it."""
+        found: dict[str, Any] = self._get(f"models/{model}/config")
+        return found
+
+    def counts(self) -> dict[str, ModelCounts]:
+        """Return Triton's statistics of every model."""
+        return {each["name"]: _counts(each) for each in self._get("models/stats")["model_stats"]}
+
+    def processes(self) -> frozenset[psutil.Process]:
+        """Return the server and the processes of its models; equal as long as none was replaced."""
+        server = psutil.Process(self.running.pid)
+        return frozenset([server, *server.children(recursive=True)])
+
+    def memory_mb(self) -> float:
+        """Return the memory of the whole server, shared pages counted once (PSS), in MB."""
+        total = 0
+        for process in self.processes():
+            with suppress(psutil.NoSuchProcess):
+                total += process.memory_full_info().pss
+        return total / 1e6
+
+    def _get(self, path: str) -> Any:
+        url = f"http://{HOST}:{self.running.ports.http}/v2/{path}"
+        return httpx.get(url, timeout=10).raise_for_status().json()
+
+
+@contextmanager
+def served(
+    repository: Path = REPOSITORY, documents: Path = HANDBOOK, index_dir: Path | None = None
+) -> Iterator[Served]:
+    """Serve ``index_dir``, or else an index made of ``documents``; stop the server at the end.
+
+    Raises:
+        SetupError: the server does not start, or the documents cannot be indexed.
+    """
+    with tempfile.TemporaryDirectory(prefix="tritonrag-perf-") as name:
+        folder = Path(name)
+        server = EmbeddedServer(folder / "state")
+        index = index_dir or folder / "index"
+        say("starting the server …")
+        try:
+            running = server.start(repository, index, free_ports(), bound_to_parent=True)
+            each = Served(running, repository, index, folder / "state" / "backends")
+            if index_dir is None:
+                _index(each, documents)
+            yield each
+        finally:
+            server.stop()
+
+
+def end_on_sigterm() -> None:
+    """Make SIGTERM end this program as an exception, so that the server is stopped."""
+
+    def end(number: int, frame: FrameType | None) -> NoReturn:
+        sys.exit(128 + number)
+
+    signal.signal(signal.SIGTERM, end)
+
+
+def say(line: str) -> None:
+    """Tell on standard error what is being done; standard output is for results."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def _index(each: Served, documents: Path) -> None:
+    say(f"indexing {documents.name} …")
+    environment = os.environ | {URL_VARIABLE: each.grpc, INDEX_DIR_VARIABLE: str(each.index_dir)}
+    command = [
+        sys.executable, "-m", "tritonrag", "index", "add", str(documents),
+        "--repository", str(each.repository),
+    ]  # fmt: skip
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if ended.returncode:
+        lines = (ended.stderr or ended.stdout).strip().splitlines() or ["no reason given"]
+        raise SetupError(f"{documents} cannot be indexed: {lines[-1]}")
+
+
+def _counts(each: dict[str, Any]) -> ModelCounts:
+    stats = each["inference_stats"]
+    compute = sum(
+        stats[part]["ns"] for part in ("compute_input", "compute_infer", "compute_output")
+    )
+    return ModelCounts(
+        each["inference_count"],
+        stats["fail"]["count"],
+        each["execution_count"],
+        stats["queue"]["ns"] / 1e6,
+        compute / 1e6,
+    )

@@ -1,0 +1,177 @@
+"""The same work without a server: what one process can do on this machine at most.
+
+A server adds to the work itself: the network, the scheduler, copies between processes, batches that
+are smaller than the largest, and the client's own cycles. What share of the machine is left for the
+work is its throughput over that of one process which has all questions at hand and answers 64 at a
+time. That process uses the very classes, files and settings of the served models: ``TextTokenizer``
+(64 texts encoded together, padded to one length), an ONNX Runtime session with the options that
+the ``onnxruntime`` backend reads out of the model's configuration, one FAISS search for the batch
+and the passages read as JSON from the snapshot, all by ``Retriever``. The latency of a batch of one
+is the floor for that of one client.
+
+For tokens the limit is the bare engine: prompts that are already built, as many at a time as the
+clients to compare with, and each new one started when another ends.
+
+Its threads are those of a server which has the machine to itself, so measure it while the server is
+idle, close in time to what it is compared with: a machine's clock and its other tenants drift.
+"""
+
+from __future__ import annotations
+
+import itertools
+import queue
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import onnxruntime as ort
+from handbook_server import Served
+
+from tritonrag.artifacts import EMBEDDER_DIR, EmbedderManifest
+from tritonrag.engines import load_engine, prompt_builder
+from tritonrag.errors import TritonragError
+from tritonrag.generation import Generation, Usage
+from tritonrag.index import Query, Result, Retriever
+from tritonrag.prompting import parse_passages
+from tritonrag.settings import ModelArgs
+from tritonrag.tokenizing import TextTokenizer
+
+WARM_UP_S = 0.3
+
+
+class Search:
+    """``search`` in this process."""
+
+    def __init__(self, served: Served, questions: Sequence[str]) -> None:
+        """Load what the server has loaded."""
+        config = served.config("embed")
+        self._tokenizer = TextTokenizer(served.repository)
+        self._session = ort.InferenceSession(
+            served.repository / EMBEDDER_DIR / "model.onnx",
+            _session_options(served, config),
+            providers=["CPUExecutionProvider"],
+        )
+        self._output = [config["output"][0]["name"]]
+        self._retriever = Retriever(served.index_dir, EmbedderManifest.load(served.repository))
+        self._questions = questions
+
+    def answer(self, questions: Sequence[str]) -> list[Result]:
+        """Return the passages of each question, found in one batch."""
+        ids, mask = self._tokenizer.encode(questions, ["query"] * len(questions))
+        feed = {"input_ids": ids, "attention_mask": mask}
+        (embeddings,) = self._session.run(self._output, feed)
+        return self._retriever.search([Query(row) for row in embeddings])
+
+    def throughput(self, batch: int, seconds: float) -> float:
+        """Return the questions answered in a second, ``batch`` at a time."""
+        return batch / statistics.fmean(self._durations(batch, seconds))
+
+    def latency_ms(self, seconds: float) -> float:
+        """Return the median time of one question alone."""
+        return statistics.median(self._durations(1, seconds)) * 1e3
+
+    def _durations(self, batch: int, seconds: float) -> list[float]:
+        batches = self._batches(batch)
+        _timed(self, batches, WARM_UP_S)
+        return _timed(self, batches, seconds)
+
+    def _batches(self, size: int) -> Iterator[list[str]]:
+        endless = itertools.cycle(self._questions)
+        while True:
+            yield list(itertools.islice(endless, size))
+
+    def close(self) -> None:
+        """Stop watching the index."""
+        self._retriever.close()
+
+
+class BareEngine:
+    """``generate`` in this process: the engine with prompts already built."""
+
+    def __init__(self, served: Served, search: Search, questions: Sequence[str]) -> None:
+        """Load the LLM a second time and build a prompt for each question."""
+        args = ModelArgs("generate", served.repository, served.config("generate"))
+        self._engine = load_engine(args)
+        builder = prompt_builder(served.repository)
+        self._generations = []
+        for question, found in zip(questions, search.answer(questions), strict=True):
+            passages = parse_passages(passage.decode() for passage in found.passages)
+            prompt = builder.build(question, passages)
+            self._generations.append(self._generation(prompt.text, prompt.citations))
+
+    def tokens_per_s(self, batch: int, seconds: float) -> float:
+        """Return the tokens of the answers completed in a second, ``batch`` at a time."""
+        ended: queue.SimpleQueue[Usage | TritonragError] = queue.SimpleQueue()
+        generations = itertools.cycle(self._generations)
+        for _ in range(batch):
+            self._engine.submit(next(generations), _Sink(ended))
+        tokens, began = 0, 0.0
+        for count in itertools.count():
+            usage = _usage(ended.get())
+            now = time.perf_counter()
+            if count < batch:
+                began = now  # The first answers all began at once; count from when they are done.
+            else:
+                tokens += usage.generated_tokens
+                if now - began > seconds:
+                    break
+            self._engine.submit(next(generations), _Sink(ended))
+        for _ in range(batch - 1):
+            ended.get()
+        return tokens / (now - began)
+
+    def close(self) -> None:
+        """Free the engine."""
+        self._engine.close()
+
+    def _generation(self, prompt: str, citations: Sequence[dict[str, Any]]) -> Generation:
+        kept = tuple((each["mark"], each["text"]) for each in citations if each["mark"])
+        grounding = self._engine.grounding if kept else "free"
+        return Generation("", prompt, kept, grounding=grounding)
+
+
+@dataclass(frozen=True)
+class _Sink:
+    """Takes one generation and keeps how it ended."""
+
+    ended: queue.SimpleQueue[Usage | TritonragError]
+
+    def delta(self, text: str) -> None:
+        """Drop the text."""
+
+    def finish(self, reason: str, usage: Usage) -> None:
+        self.ended.put(usage)
+
+    def fail(self, error: TritonragError) -> None:
+        self.ended.put(error)
+
+    def cancelled(self) -> bool:
+        return False
+
+
+def _usage(end: Usage | TritonragError) -> Usage:
+    if isinstance(end, TritonragError):
+        raise end
+    return end
+
+
+def _timed(search: Search, batches: Iterator[list[str]], seconds: float) -> list[float]:
+    took: list[float] = []
+    end = time.perf_counter() + seconds
+    while not took or time.perf_counter() < end:
+        questions = next(batches)
+        began = time.perf_counter()
+        search.answer(questions)
+        took.append(time.perf_counter() - began)
+    return took
+
+
+def _session_options(served: Served, config: dict[str, Any]) -> ort.SessionOptions:
+    # The backend's modules import Triton's Python module, which lies in the backend directory.
+    sys.path.append(str(served.backends / "python"))
+    from tritonrag.backend.onnx import session_options
+
+    return session_options(config)

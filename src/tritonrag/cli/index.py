@@ -1,0 +1,274 @@
+"""``tritonrag index``: documents into collections, and what is in them."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from tritonrag.artifacts import EmbedderManifest
+from tritonrag.client import Client
+from tritonrag.contract import DEFAULT_COLLECTION
+from tritonrag.errors import SetupError
+from tritonrag.settings import INDEX_DIR_VARIABLE, REPOSITORY_VARIABLE, URL_VARIABLE
+
+if TYPE_CHECKING:
+    from tritonrag.index.adding import Added
+    from tritonrag.index.catalogue import CollectionInfo
+
+EMBED_TIMEOUT_S = 120.0
+app = typer.Typer(help="Index documents, and look at what is indexed.", no_args_is_help=True)
+
+Collection = Annotated[str, typer.Option(help="Collection to work on.")]
+IndexDir = Annotated[Path, typer.Option(envvar=INDEX_DIR_VARIABLE, help="Folder of the index.")]
+Repository = Annotated[
+    Path,
+    typer.Option(envvar=REPOSITORY_VARIABLE, help="Model repository whose embedder is used."),
+]
+Url = Annotated[
+    str | None,
+    typer.Option(
+        envvar=URL_VARIABLE,
+        show_default="127.0.0.1:8001, with http 127.0.0.1:8000",
+        help="Server, host:port.",
+    ),
+]
+Protocol = Annotated[str, typer.Option(help="grpc or http.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+INDEX, REPOSITORY = Path("index"), Path("model_repository")
+
+
+@app.command()
+def add(
+    paths: Annotated[
+        list[Path], typer.Argument(help="Files, or folders of .md, .txt, .rst and .html files.")
+    ],
+    collection: Collection = DEFAULT_COLLECTION,
+    url: Url = None,
+    protocol: Protocol = "grpc",
+    index_dir: IndexDir = INDEX,
+    repository: Repository = REPOSITORY,
+    chunk_tokens: Annotated[
+        int, typer.Option(help="Most tokens of a chunk, its headings included.")
+    ] = 128,
+    chunk_overlap: Annotated[
+        int, typer.Option(help="Most tokens that a chunk repeats of the one before.")
+    ] = 24,
+    as_json: AsJson = False,
+) -> None:
+    """Index files through the running server; what has not changed is not embedded again.
+
+    Files that cannot be indexed are named at the end. The exit status is 1 only where none could.
+    """
+    _needs_serve_extra()
+    from tritonrag.chunking import Chunker, ChunkSettings
+    from tritonrag.cli.progress import indexing_progress
+    from tritonrag.documents import find_files
+    from tritonrag.index.adding import Added, Adder
+
+    started = time.perf_counter()
+    manifest = EmbedderManifest.load(repository)
+    chunker = Chunker.of(repository, ChunkSettings(chunk_tokens, chunk_overlap))
+    files, failures = find_files(paths)
+    done = Added(collection)
+    if files:
+        with Client(url, protocol, EMBED_TIMEOUT_S) as client, indexing_progress() as listener:
+            done = Adder(index_dir, manifest, client, chunker, listener).add(collection, files)
+    done.failures[:0] = failures
+    _print_added(done, time.perf_counter() - started, as_json)
+    if not (done.added or done.changed or done.unchanged):
+        raise typer.Exit(1)
+
+
+@app.command("list")
+def list_collections(
+    index_dir: IndexDir = INDEX, repository: Repository = REPOSITORY, as_json: AsJson = False
+) -> None:
+    """List the collections."""
+    _needs_serve_extra()
+    from tritonrag.index.catalogue import describe_all
+
+    found = describe_all(index_dir, _installed(repository))
+    if as_json:
+        print(_json({"collections": [_facts(info) for info in found]}))
+    elif not found:
+        print(f"{index_dir}: nothing is indexed; `tritonrag index add PATH` does")
+    else:
+        _print_table(found)
+
+
+@app.command()
+def stats(
+    collection: Annotated[str | None, typer.Option(help="One collection; default: all.")] = None,
+    index_dir: IndexDir = INDEX,
+    repository: Repository = REPOSITORY,
+    as_json: AsJson = False,
+) -> None:
+    """Show what is in the collections, and check every file as the server does.
+
+    Says so where the server refuses a snapshot, damaged or of another embedder, and exits with 1.
+    """
+    _needs_serve_extra()
+    from tritonrag.index.catalogue import describe, describe_all
+
+    embedder = _installed(repository)
+    if collection is not None:
+        found = [describe(index_dir, collection, embedder)]
+    else:
+        found = describe_all(index_dir, embedder, verify=True)
+    if as_json:
+        print(_json({"collections": [_facts(info) for info in found]}))
+    else:
+        print("\n\n".join(map(_details, found)) or f"{index_dir}: nothing is indexed")
+    if any(info.refusal for info in found):
+        raise typer.Exit(1)
+
+
+@app.command()
+def rollback(
+    collection: Collection = DEFAULT_COLLECTION,
+    to: Annotated[
+        str | None, typer.Option(help="Snapshot to go to; default: the one before the live one.")
+    ] = None,
+    index_dir: IndexDir = INDEX,
+    repository: Repository = REPOSITORY,
+    as_json: AsJson = False,
+) -> None:
+    """Make an earlier snapshot live again; a running server follows within a second."""
+    _needs_serve_extra()
+    from tritonrag.cli.progress import WAITING
+    from tritonrag.index import store
+    from tritonrag.index.catalogue import describe
+
+    before = describe(index_dir, collection, verify=False).snapshot
+    with store.writing(index_dir, collection, lambda: _stderr().print(WAITING)) as folder:
+        manifest = store.roll_back(folder, to)
+    info = describe(index_dir, collection, _installed(repository), verify=False)
+    if as_json:
+        print(_json({"before": before, **_facts(info)}))
+    else:
+        print(f"{collection}: {manifest.snapshot} is live, {_counts(info)}; it was {before}")
+        if info.refusal:
+            _stderr().print(Text(f"the server refuses it: {info.refusal}", style="yellow"))
+
+
+def _needs_serve_extra() -> None:
+    if find_spec("faiss") is None or find_spec("tokenizers") is None:
+        raise SetupError(
+            "`tritonrag index` needs the serve extra; install it with "
+            "`pip install 'tritonrag[serve]'`"
+        )
+
+
+def _installed(repository: Path) -> EmbedderManifest | None:
+    """Return the installed embedder, if any: looking at an index needs none."""
+    try:
+        return EmbedderManifest.load(repository)
+    except SetupError:
+        return None
+
+
+def _stderr() -> Console:
+    return Console(stderr=True, soft_wrap=True, highlight=False)
+
+
+def _print_added(done: Added, seconds: float, as_json: bool) -> None:
+    if as_json:
+        failures = [asdict(failure) for failure in done.failures]
+        print(_json({**asdict(done), "failures": failures, "seconds": round(seconds, 2)}))
+        return
+    for failure in done.failures:
+        _stderr().print(Text(f"not indexed: {_printable(failure.name)}: {failure.reason}"))
+    if done.embedder_changed:
+        print("the embedder has changed: all passages were embedded again")
+    if done.snapshot is None:
+        print(f"{done.collection}: nothing was indexed")
+    elif not done.embedded:
+        print(f"{done.collection}: nothing changed, {done.unchanged} files are as they were "
+              f"indexed; snapshot {done.snapshot} stays live")  # fmt: skip
+    else:
+        print(
+            f"{done.collection}: {done.added} added, {done.changed} changed, "
+            f"{done.unchanged} unchanged, {len(done.failures)} failed; {done.passages} passages, "
+            f"{done.embedded} embedded in {seconds:.1f} s; snapshot {done.snapshot} is live"
+        )
+
+
+def _facts(info: CollectionInfo) -> dict[str, Any]:
+    facts = asdict(info)
+    if info.manifest:
+        facts["manifest"] |= {"age_seconds": round(_age(info))}
+    return facts
+
+
+def _print_table(found: list[CollectionInfo]) -> None:
+    table = Table(box=None, pad_edge=False)
+    for column in ("collection", "snapshot", "documents", "passages", "embedder", "age"):
+        right = column in ("documents", "passages")
+        table.add_column(column, justify="right" if right else "left", overflow="fold")
+    for info in found:
+        table.add_row(info.name, str(info.snapshot), *_row(info))
+    Console(soft_wrap=True, highlight=False).print(table)
+
+
+def _row(info: CollectionInfo) -> tuple[str, str, str, str]:
+    manifest = info.manifest
+    if manifest is None:
+        return "?", "?", Text(f"REFUSED: {info.refusal}").plain, "?"
+    refused = " REFUSED, see `tritonrag index stats`" if info.refusal else ""
+    embedder = f"{manifest.embedder}{refused}"
+    return f"{manifest.documents:,}", f"{manifest.passages:,}", embedder, _ago(_age(info))
+
+
+def _details(info: CollectionInfo) -> str:
+    lines = {"collection": info.name, "snapshot": str(info.snapshot)}
+    if manifest := info.manifest:
+        lines |= {
+            "made": f"{manifest.created} ({_ago(_age(info))} ago)",
+            "follows": str(manifest.parent or "none"),
+            "holds": f"{_counts(info)}, {info.bytes / 1e6:.1f} MB",
+            "embedder": f"{manifest.embedder}, {manifest.dimension} dimensions",
+            "vectors": f"FAISS {manifest.factory}, {manifest.metric}",
+            "chunks": manifest.recipe,
+        }
+    others = [name for name in info.snapshots if name != info.snapshot]
+    lines |= {"others": ", ".join(others) or "none"}
+    lines |= {"REFUSED": info.refusal} if info.refusal else {"state": "good"}
+    return "\n".join(f"{name + ':':12}{value}" for name, value in lines.items())
+
+
+def _counts(info: CollectionInfo) -> str:
+    if info.manifest is None:
+        return "unreadable"
+    return f"{info.manifest.documents:,} documents, {info.manifest.passages:,} passages"
+
+
+def _age(info: CollectionInfo) -> float:
+    assert info.manifest is not None
+    return (datetime.now(UTC) - datetime.fromisoformat(info.manifest.created)).total_seconds()
+
+
+def _ago(seconds: float) -> str:
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(seconds, 0):.0f} s"
+
+
+def _printable(name: str) -> str:
+    """Return a file name on one line, whatever bytes it is made of."""
+    return name if name.isprintable() else ascii(name)
+
+
+def _json(values: object) -> str:
+    return json.dumps(values, ensure_ascii=False)

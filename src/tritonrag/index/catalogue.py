@@ -1,0 +1,79 @@
+"""What is in an index: its collections, their snapshots, and whether a server will take them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tritonrag.artifacts import EmbedderManifest
+from tritonrag.errors import SetupError
+from tritonrag.index import layout
+from tritonrag.index.manifest import EmbedderId, SnapshotManifest
+from tritonrag.index.retriever import check_embedder
+from tritonrag.index.snapshot import Snapshot
+
+
+@dataclass(frozen=True)
+class CollectionInfo:
+    """A collection: its live snapshot's manifest, or why it is refused, or both.
+
+    ``refusal`` is what a server that starts now would say of it; a running server keeps the
+    snapshot that it had before. ``bytes`` are those of the live snapshot on disk.
+    """
+
+    name: str
+    snapshot: str | None
+    manifest: SnapshotManifest | None
+    refusal: str | None
+    snapshots: list[str]
+    bytes: int
+
+
+def describe(
+    index_dir: Path,
+    collection: str,
+    embedder: EmbedderManifest | None = None,
+    *,
+    verify: bool = True,
+) -> CollectionInfo:
+    """Return what is known of a collection.
+
+    Args:
+        index_dir: the folder of the index.
+        collection: its name.
+        embedder: the embedder installed, to check the snapshot against; None checks nothing.
+        verify: load the snapshot as a server does, and compare the hash of every file.
+
+    Raises:
+        InvalidRequest: a collection may not be called so.
+        NotFound: there is none of that name; the message lists those there are.
+    """
+    layout.check_collection(collection)
+    known = layout.collections(index_dir)
+    if collection not in known:
+        raise layout.unknown_collection(collection, known)
+    folder = index_dir / collection
+    name, manifest, refusal = None, None, None
+    try:
+        name = layout.current(folder)
+        manifest = SnapshotManifest.load(folder / str(name))
+        if embedder:
+            check_embedder(manifest.snapshot, manifest.embedder, EmbedderId.of(embedder))
+        if verify:
+            Snapshot.open(folder / manifest.snapshot)
+    except SetupError as error:
+        refusal = str(error)
+    size = _size(folder / name) if name else 0
+    return CollectionInfo(collection, name, manifest, refusal, layout.snapshots(folder), size)
+
+
+def describe_all(
+    index_dir: Path, embedder: EmbedderManifest | None = None, *, verify: bool = False
+) -> list[CollectionInfo]:
+    """Return what is known of every collection, as :func:`describe`, sorted by name."""
+    names = layout.collections(index_dir)
+    return [describe(index_dir, name, embedder, verify=verify) for name in names]
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir()) if folder.is_dir() else 0

@@ -1,0 +1,213 @@
+"""Writing snapshots: build beside, verify, move ``CURRENT``; roll back; remove old ones.
+
+Whatever happens on the way, readers see the old snapshot or the new one, whole.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from json import dumps
+from pathlib import Path
+
+import faiss
+import numpy as np
+from filelock import FileLock, Timeout
+
+from tritonrag.artifacts import sha256
+from tritonrag.errors import NotFound, SetupError
+from tritonrag.index import layout
+from tritonrag.index.manifest import (
+    DATA_FILES,
+    DOCUMENTS,
+    OFFSETS,
+    PASSAGES,
+    VECTORS,
+    DocumentRecord,
+    EmbedderId,
+    SnapshotManifest,
+)
+from tritonrag.index.snapshot import Floats, Snapshot
+
+FACTORY = "Flat"
+"""FAISS factory string of the vectors: exact search."""
+
+KEPT_SNAPSHOTS = 5
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What goes into a snapshot: parts in the order of ``documents``.
+
+    ``passages`` yields each passage as one line of JSON, ``vectors`` their embeddings in float32
+    blocks ``[n, dimension]``.
+    """
+
+    embedder: EmbedderId
+    dimension: int
+    recipe: str
+    documents: Sequence[DocumentRecord]
+    passages: Iterable[bytes]
+    vectors: Iterable[Floats]
+
+
+@contextmanager
+def writing(
+    index_dir: Path, collection: str, on_wait: Callable[[], None] = lambda: None
+) -> Iterator[Path]:
+    """Yield a collection's folder to its only writer; a second one waits after ``on_wait``.
+
+    Raises:
+        InvalidRequest: a collection may not be called so.
+        SetupError: the index cannot be written, for example because the disk is full.
+    """
+    folder = index_dir / layout.check_collection(collection)
+    try:
+        index_dir.mkdir(parents=True, exist_ok=True)
+        with _locked(index_dir / f".{collection}.lock", on_wait):
+            _remove_unfinished(folder)
+            yield folder
+    except OSError as error:
+        raise SetupError(f"{folder}: cannot be written: {error.strerror or error}") from error
+
+
+@contextmanager
+def _locked(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        on_wait()
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def publish(folder: Path, contents: Contents) -> SnapshotManifest:
+    """Write ``contents`` as the next snapshot of a collection and make it live.
+
+    Only inside :func:`writing`. If anything fails, the collection stays as it was.
+
+    Raises:
+        SetupError: what was written cannot be read back as it should.
+        OSError: the disk is full, or not writable.
+    """
+    folder.mkdir(exist_ok=True)
+    now = datetime.now(UTC)
+    name = layout.new_snapshot(now)
+    new = folder / f"{layout.UNFINISHED}{name}"
+    try:
+        new.mkdir()
+        manifest = _write(new, contents, name, layout.current(folder), now)
+        Snapshot.open(new)
+        new.rename(folder / name)
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)
+        raise
+    layout.sync_folder(folder)
+    layout.set_current(folder, name)
+    _remove_old(folder, live=name)
+    return manifest
+
+
+def roll_back(folder: Path, to: str | None = None) -> SnapshotManifest:
+    """Make an earlier snapshot live: ``to``, or else the one that the live one followed.
+
+    Only inside :func:`writing`.
+
+    Raises:
+        NotFound: there is no such snapshot; the message lists those there are.
+        SetupError: it is damaged.
+    """
+    kept = layout.snapshots(folder) if folder.is_dir() else []
+    target = to or _previous(folder, kept)
+    if target not in kept:
+        known = ", ".join(kept) or "none"
+        wanted = f"no snapshot {to!r}" if to else "no snapshot before the live one"
+        raise NotFound(f"collection {folder.name} has {wanted}; there are: {known}")
+    manifest = Snapshot.open(folder / target).manifest
+    layout.set_current(folder, target)
+    return manifest
+
+
+def _previous(folder: Path, kept: list[str]) -> str:
+    live = layout.current(folder) or ""
+    try:
+        parent = SnapshotManifest.load(folder / live).parent
+    except SetupError:
+        parent = None  # Damaged: go by time.
+    if parent in kept:
+        return parent
+    return max((name for name in kept if name < live), default="")
+
+
+def _write(
+    folder: Path, contents: Contents, name: str, parent: str | None, now: datetime
+) -> SnapshotManifest:
+    _write_lines(folder / DOCUMENTS, (_line(document) for document in contents.documents))
+    offsets = _write_lines(folder / PASSAGES, contents.passages)
+    np.save(folder / OFFSETS, np.array(offsets, np.uint64))
+    _write_vectors(folder / VECTORS, contents.vectors, contents.dimension)
+    manifest = SnapshotManifest(
+        snapshot=name,
+        parent=parent,
+        created=now.isoformat(timespec="seconds"),
+        embedder=contents.embedder,
+        dimension=contents.dimension,
+        factory=FACTORY,
+        documents=len(contents.documents),
+        passages=len(offsets) - 1,
+        recipe=contents.recipe,
+        files={file: sha256(folder / file) for file in DATA_FILES},
+    )
+    manifest.save(folder)
+    for path in folder.iterdir():
+        _sync(path)
+    layout.sync_folder(folder)
+    return manifest
+
+
+def _line(document: DocumentRecord) -> bytes:
+    return dumps(asdict(document), ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _write_lines(path: Path, lines: Iterable[bytes]) -> list[int]:
+    """Write lines and return where each starts, and the end."""
+    offsets = [0]
+    with path.open("wb") as file:
+        for line in lines:
+            offsets.append(offsets[-1] + file.write(line + b"\n"))
+    return offsets
+
+
+def _write_vectors(path: Path, blocks: Iterable[Floats], dimension: int) -> None:
+    index = faiss.index_factory(dimension, FACTORY, faiss.METRIC_INNER_PRODUCT)
+    for block in blocks:
+        index.add(np.ascontiguousarray(block))
+    try:
+        faiss.write_index(index, str(path))
+    except RuntimeError as error:
+        raise SetupError(f"{path.name} cannot be written: {error}") from error
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _remove_unfinished(folder: Path) -> None:
+    """Remove what a killed writer left; no other writer can be at work."""
+    for path in folder.glob(f"{layout.UNFINISHED}*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _remove_old(folder: Path, live: str) -> None:
+    for name in layout.snapshots(folder)[:-KEPT_SNAPSHOTS]:
+        if name != live:
+            shutil.rmtree(folder / name, ignore_errors=True)

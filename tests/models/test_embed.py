@@ -1,0 +1,120 @@
+"""embed: the Python-based onnxruntime backend with a small graph, and what it refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import pb_fake
+import pytest
+
+from tritonrag.errors import SetupError
+
+BACKEND = Path(__file__).parents[2] / "src/tritonrag/server/backends/onnxruntime/model.py"
+
+
+@pytest.fixture
+def model(repository: Path) -> Iterator[pb_fake.Served]:
+    with pb_fake.loaded("embed", repository, source=BACKEND) as served:
+        yield served
+
+
+def test_requests_of_different_sizes_are_answered_in_order(
+    model: pb_fake.Served, repository: Path
+) -> None:
+    ids = [[[2, 3, 0]], [[4, 5, 6], [7, 8, 0], [9, 0, 0]], [[10, 11, 12], [13, 14, 15]]]
+    mask = [[[int(bool(token)) for token in row] for row in rows] for rows in ids]
+    requests = [
+        model.request(input_ids=rows, attention_mask=ones)
+        for rows, ones in zip(ids, mask, strict=True)
+    ]
+
+    together = model.infer(*requests)
+
+    assert [answer["sentence_embedding"].shape for answer in together] == [(1, 4), (3, 4), (2, 4)]
+    for request, answer in zip(requests, together, strict=True):
+        (alone,) = model.infer(request)
+        np.testing.assert_allclose(
+            answer["sentence_embedding"], alone["sentence_embedding"], rtol=1e-6
+        )
+
+
+def test_an_input_that_the_graph_refuses_is_an_internal_error_without_paths(
+    model: pb_fake.Served, repository: Path
+) -> None:
+    (answer,) = model.infer(model.request(input_ids=[[99999]], attention_mask=[[1]]))
+
+    assert answer.code == "INTERNAL"
+    assert "log id" in answer.message
+    assert str(repository) not in answer.message
+    assert "idx=99999" in pb_fake.errors_logged()[0]
+
+
+def load(repository: Path, **settings: Any) -> None:
+    with pb_fake.loaded("embed", repository, source=BACKEND, settings=settings):
+        pass
+
+
+def test_without_a_model_file_the_remedy_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SetupError, match=r"model\.onnx: no such file; run `make models`"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"parameters": {"enable_mem_arena": {"string_value": "1"}}}, "enable_mem_arena is not"),
+        (
+            {"parameters": {"intra_op_thread_count": {"string_value": "two"}}},
+            "parameter intra_op_thread_count is 'two', expected an integer",
+        ),
+        ({"optimization": {"graph": {"level": 9}}}, "level is 9, expected one of"),
+        (
+            {"optimization": {"execution_accelerators": {"cpu_execution_accelerator": [{}]}}},
+            "cpu_execution_accelerator is not supported",
+        ),
+    ],
+)
+def test_an_option_that_would_be_ignored_is_refused(
+    repository: Path, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(SetupError, match=message):
+        load(repository, **settings)
+
+
+@pytest.mark.parametrize(
+    ("graph", "level"),
+    [
+        (None, ort.GraphOptimizationLevel.ORT_ENABLE_ALL),
+        ({"level": 0}, ort.GraphOptimizationLevel.ORT_ENABLE_ALL),
+        ({"level": -1}, ort.GraphOptimizationLevel.ORT_ENABLE_BASIC),
+        ({"level": 1}, ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED),
+        ({"level": 2}, ort.GraphOptimizationLevel.ORT_DISABLE_ALL),
+    ],
+)
+def test_graph_levels_mean_what_they_mean_to_the_cpp_backend(
+    graph: dict[str, int] | None, level: ort.GraphOptimizationLevel
+) -> None:
+    """As in ``ModelState`` of triton-inference-server/onnxruntime_backend."""
+    with pb_fake.installed():
+        from tritonrag.backend.onnx import session_options
+
+        options = session_options({"optimization": {"graph": graph}})
+
+    assert options.graph_optimization_level == level
+
+
+def test_thread_counts_and_execution_mode_reach_the_session() -> None:
+    with pb_fake.installed():
+        from tritonrag.backend.onnx import session_options
+
+        values = {"intra_op_thread_count": "2", "inter_op_thread_count": "3", "execution_mode": "1"}
+        parameters = {key: {"string_value": value} for key, value in values.items()}
+        options = session_options({"parameters": parameters})
+
+    assert options.intra_op_num_threads == 2
+    assert options.inter_op_num_threads == 3
+    assert options.execution_mode == ort.ExecutionMode.ORT_PARALLEL

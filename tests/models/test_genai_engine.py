@@ -1,0 +1,284 @@
+"""The local engine with whatever LLM is installed in model_repository/, good or bad at its task."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer
+
+from tritonrag.artifacts import LLM_DIR, MANIFEST, LlmManifest
+from tritonrag.engines.genai import GenaiEngine
+from tritonrag.errors import InvalidRequest, SetupError, TritonragError, Unavailable
+from tritonrag.generation import Generation, Usage
+from tritonrag.quoting import REFUSAL, quotes
+
+REPOSITORY = Path(__file__).parents[2] / "model_repository"
+QUEUE_SIZE = 12
+
+pytestmark = pytest.mark.skipif(
+    not (REPOSITORY / LLM_DIR / MANIFEST).is_file(), reason="no LLM is installed; run `make models`"
+)
+
+
+@dataclass
+class Recorder:
+    """A sink that keeps what it is given."""
+
+    deltas: list[str] = field(default_factory=list)
+    ends: list[str | TritonragError] = field(default_factory=list)
+    usage: Usage = field(default_factory=Usage)
+    ended: threading.Event = field(default_factory=threading.Event)
+    gone: bool = False
+    at_first: Callable[[], None] = lambda: None
+
+    def delta(self, text: str) -> None:
+        if not self.deltas:
+            self.at_first()
+        self.deltas.append(text)
+
+    def finish(self, reason: str, usage: Usage) -> None:
+        self.ends.append(reason)
+        self.usage = usage
+        self.ended.set()
+
+    def fail(self, error: TritonragError) -> None:
+        self.ends.append(error)
+        self.ended.set()
+
+    def cancelled(self) -> bool:
+        return self.gone
+
+    def wait(self) -> Recorder:
+        assert self.ended.wait(30), "the generation did not end"
+        assert len(self.ends) == 1
+        return self
+
+    @property
+    def text(self) -> str:
+        return "".join(self.deltas)
+
+
+def load() -> GenaiEngine:
+    return GenaiEngine(REPOSITORY, queue_size=QUEUE_SIZE, threads=1)
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[GenaiEngine]:
+    engine = load()
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.from_file(str(REPOSITORY / LLM_DIR / "tokenizer.json"))
+
+
+def generate(engine: GenaiEngine, id: str = "r", prompt: str = "The", **options: Any) -> Recorder:
+    recorder = Recorder()
+    engine.submit(Generation(id, prompt, **options), recorder)
+    return recorder
+
+
+LETTERS = tuple((n, f"The word {n} is {'abcdefghij'[n % 10] * 30}. ") for n in range(1, 9))
+
+
+def busy(engine: GenaiEngine, id: str) -> Recorder:
+    """Start a generation of many tokens, whatever the model would rather say."""
+    sentence = "and so on " * 38
+    return generate(
+        engine, id, passages=((1, sentence + "."), (2, sentence + "!")), grounding="quote",
+        max_tokens=900,
+    )  # fmt: skip
+
+
+def test_the_answer_is_the_same_alone_and_among_others(engine: GenaiEngine) -> None:
+    prompts = [f"Tell me about {word}" for word in ("leave", "bikes", "pay", "rooms", "travel")]
+    together = [generate(engine, p, p, max_tokens=24) for p in prompts]
+    texts = [recorder.wait().text for recorder in together]
+
+    alone = [generate(engine, p, p, max_tokens=24).wait().text for p in prompts]
+
+    assert texts == alone
+
+
+def test_usage_counts_prompt_and_answer(engine: GenaiEngine, tokenizer: Tokenizer) -> None:
+    recorder = generate(engine, prompt="How many days of leave?", max_tokens=8).wait()
+    usage = recorder.usage
+
+    assert usage.prompt_tokens == len(
+        tokenizer.encode("How many days of leave?", add_special_tokens=False)
+    )
+    assert 1 <= usage.generated_tokens <= 8
+    assert 0 < usage.time_to_first_token_ms <= usage.total_ms
+
+
+def test_the_token_limit_ends_it_as_length(engine: GenaiEngine) -> None:
+    recorder = generate(
+        engine, passages=LETTERS, grounding="quote", max_tokens=3
+    ).wait()  # fmt: skip
+
+    assert recorder.ends == ["length"]
+    assert recorder.usage.generated_tokens == 3
+
+
+@pytest.mark.parametrize("text", ["日本語の文章です", "👩‍👩‍👧 👍🏽 é ñ ü", "שלום مرحبا नमस्ते"])
+def test_characters_of_several_tokens_are_never_split(engine: GenaiEngine, text: str) -> None:
+    recorder = generate(
+        engine, passages=((1, text),), grounding="quote", max_tokens=900
+    ).wait()  # fmt: skip
+
+    assert recorder.ends == ["stop"]
+    assert set(recorder.text.split(" [1]")) <= {text, f" {text}", "", REFUSAL}
+    assert not any("\ufffd" in delta for delta in recorder.deltas)
+
+
+@pytest.mark.parametrize("stop", ["[1]", "e", "\u00e9", " ["])
+def test_a_stop_string_ends_it_and_is_left_out(engine: GenaiEngine, stop: str) -> None:
+    recorder = generate(
+        engine, passages=((1, "Three days é."),), grounding="quote", stop=(stop,), max_tokens=90
+    ).wait()
+
+    assert recorder.ends == ["stop"]
+    assert stop not in recorder.text
+
+
+def test_quoted_answers_hold_only_sentences_of_the_passages(engine: GenaiEngine) -> None:
+    passages = (
+        (1, 'You have 25 "days" of leave. Ask Anna\\Ben. Zimmer 3!'),
+        (2, "员工每年有二十五天年假。请联系安娜！"),
+        (5, "a | b\n---|---\n1,000 | `x = [1]`"),
+    )
+    allowed = set(quotes(passages)) | {REFUSAL}
+    recorders = [
+        generate(engine, str(n), f"Question {n}", passages=passages, grounding="quote",
+                 max_tokens=900, temperature=n / 4)
+        for n in range(8)
+    ]  # fmt: skip
+    for recorder in recorders:
+        left = recorder.wait().text.strip()
+        assert recorder.ends == ["stop"]
+        assert left
+        while left:
+            quote = next(each for each in allowed if left.startswith(each))
+            left = left[len(quote) :].lstrip(" ")
+
+
+def test_a_hundred_passages_compile(engine: GenaiEngine) -> None:
+    passages = tuple((n, f"Room {n} opens at {n}:30. It seats {n * 3}.") for n in range(1, 101))
+    recorder = generate(engine, passages=passages, grounding="quote", max_tokens=60).wait()
+
+    assert recorder.ends in (["stop"], ["length"])
+
+
+def test_greedy_decoding_with_a_seed_is_reproducible(engine: GenaiEngine) -> None:
+    texts = {generate(engine, seed=5, max_tokens=16).wait().text for _ in range(3)}
+
+    assert len(texts) == 1
+
+
+def test_sampling_with_a_seed_is_reproducible_or_refused(engine: GenaiEngine) -> None:
+    """Never a seed that is silently ignored."""
+    try:
+        first = generate(engine, seed=5, temperature=1.0, max_tokens=16)
+    except InvalidRequest as error:
+        assert str(error).startswith("seed: ")
+        return
+    again = generate(engine, seed=5, temperature=1.0, max_tokens=16)
+    assert first.wait().text == again.wait().text
+
+
+def test_sampling_options_are_taken(engine: GenaiEngine) -> None:
+    recorder = generate(engine, temperature=0.7, top_p=0.9, top_k=10**6, max_tokens=8).wait()
+
+    assert recorder.ends in (["stop"], ["length"])
+
+
+def test_cancel_while_running(engine: GenaiEngine) -> None:
+    recorder = Recorder(at_first=lambda: engine.cancel("a"))
+    engine.submit(Generation("a", "The", LETTERS, grounding="quote"), recorder)
+
+    assert recorder.wait().ends == ["cancelled"]
+    assert len(recorder.deltas) < 5
+
+
+def test_cancel_while_waiting_for_a_place(engine: GenaiEngine) -> None:
+    """The engine runs four at a time on a CPU; the rest wait."""
+    recorders = {str(n): busy(engine, str(n)) for n in range(8)}
+    engine.cancel("7")
+
+    assert recorders["7"].wait().ends == ["cancelled"]
+    for id, recorder in recorders.items():
+        engine.cancel(id)
+        assert recorder.wait().ends in (["cancelled"], ["stop"])
+
+
+def test_a_cancel_that_overtakes_its_request(engine: GenaiEngine) -> None:
+    engine.cancel("early")
+    recorder = generate(engine, "early", max_tokens=16).wait()
+
+    assert recorder.ends == ["cancelled"]
+    assert not recorder.text
+    assert generate(engine, "early", max_tokens=4).wait().ends != ["cancelled"]
+
+
+def test_a_caller_that_goes_away_stops_it_within_half_a_second(engine: GenaiEngine) -> None:
+    recorder = Recorder(gone=True)
+    gone = time.monotonic()
+    engine.submit(Generation("a", "The", LETTERS, grounding="quote"), recorder)
+
+    assert recorder.wait().ends == ["cancelled"]
+    assert time.monotonic() - gone < 0.5
+
+
+def test_a_full_queue_is_unavailable_at_once_and_drains(engine: GenaiEngine) -> None:
+    recorders = [busy(engine, "many") for _ in range(QUEUE_SIZE)]
+    asked = time.monotonic()
+    with pytest.raises(Unavailable, match="queue is full"):
+        generate(engine)
+    assert time.monotonic() - asked < 0.5
+    engine.cancel("many")
+    for recorder in recorders:
+        recorder.wait()
+
+    assert generate(engine, max_tokens=2).wait().ends in (["stop"], ["length"])
+
+
+def test_a_prompt_over_the_context_is_refused(engine: GenaiEngine) -> None:
+    context = LlmManifest.load(REPOSITORY).context_tokens
+    with pytest.raises(InvalidRequest, match=f"over the LLM's context of {context}; shorten it"):
+        generate(engine, prompt="leave " * 3 * context)
+    with pytest.raises(
+        InvalidRequest, match=f"max_tokens: is {context + 1}, expected 1 to {context}"
+    ):
+        generate(engine, max_tokens=context + 1)
+
+
+def test_the_answer_ends_at_the_context(engine: GenaiEngine, tokenizer: Tokenizer) -> None:
+    context = LlmManifest.load(REPOSITORY).context_tokens
+    prompt = tokenizer.decode(tokenizer.encode("leave " * context).ids[: context - 8])
+    recorder = generate(engine, prompt=prompt, max_tokens=context).wait()
+
+    assert recorder.ends in (["stop"], ["length"])
+    assert recorder.usage.prompt_tokens + recorder.usage.generated_tokens <= context
+
+
+def test_close_ends_everything_and_takes_no_more() -> None:
+    engine = load()
+    recorders = [busy(engine, str(n)) for n in range(6)]
+    engine.close()
+
+    assert [recorder.wait().ends for recorder in recorders] == [["cancelled"]] * 6
+    with pytest.raises(Unavailable):
+        generate(engine)
+
+
+def test_without_an_llm_the_export_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SetupError, match=r"export/llm\.py"):
+        GenaiEngine(tmp_path, queue_size=1)

@@ -1,0 +1,138 @@
+"""prompt with the fake of pb_utils."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pb_fake
+import pytest
+
+from tritonrag.prompting import SYSTEM
+
+
+@pytest.fixture
+def model(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[pb_fake.Served]:
+    monkeypatch.delenv("LLM_API_URL", raising=False)
+    with pb_fake.loaded("prompt", repository) as served:
+        yield served
+
+
+def passage(text: str, **fields: Any) -> str:
+    return json.dumps({"id": "1", "text": text, "source": "leave.md", "score": 0.5} | fields)
+
+
+def turns(*contents: str) -> str:
+    roles = ("user", "assistant")
+    return json.dumps(
+        [{"role": roles[n % 2], "content": content} for n, content in enumerate(contents)]
+    )
+
+
+def test_question_and_passages_become_a_prompt_and_its_citations(model: pb_fake.Served) -> None:
+    found = [passage("25 days.", location="Leave > Days"), passage("Ask Anna.", title="People")]
+    (answer,) = model.infer(model.request(question=["How  many\ndays?"], passages=[found]))
+
+    (prompt,) = pb_fake.texts(answer["prompt"])
+    assert prompt == (
+        f"<system> {SYSTEM} <user> Question: How many days?\n\n[1] Leave > Days: 25 days.\n\n"
+        "[2] People: Ask Anna.\n\nQuestion: How many days? "
+    )
+    (citations,) = pb_fake.texts(answer["citations"])
+    assert [each["mark"] for each in json.loads(citations)] == [1, 2]
+    assert json.loads(citations)[0] == {"mark": 1, **json.loads(found[0])}
+
+
+def test_requests_of_different_sizes_are_answered_in_order(model: pb_fake.Served) -> None:
+    answers = model.infer(
+        model.request(question=["a?"], passages=[[passage("one")]]),
+        model.request(question=["b?", "c?"], passages=[[passage("two"), ""], [passage("x")] * 2]),
+        model.request(question=["d?"], passages=[[passage("four")]]),
+    )
+
+    prompts = [pb_fake.texts(answer["prompt"]) for answer in answers]
+    assert [[text.split("Question: ")[1][0] for text in row] for row in prompts] == [
+        ["a"], ["b", "c"], ["d"],
+    ]  # fmt: skip
+    assert [len(json.loads(text)) for text in pb_fake.texts(answers[1]["citations"])] == [1, 2]
+
+
+def test_no_passage_gives_an_empty_prompt_and_no_citations(model: pb_fake.Served) -> None:
+    (answer,) = model.infer(model.request(question=["a?", "b?"], passages=[[], []]))
+
+    assert pb_fake.texts(answer["prompt"]) == ["", ""]
+    assert pb_fake.texts(answer["citations"]) == ["[]", "[]"]
+
+
+def test_the_lowest_ranked_passages_are_dropped_and_named(model: pb_fake.Served) -> None:
+    found = [passage(f"word{n} " * 30, id=str(n)) for n in range(6)]
+    (answer,) = model.infer(model.request(question=["a?"], passages=[found]))
+
+    citations = json.loads(pb_fake.texts(answer["citations"])[0])
+    kept = [each for each in citations if each["mark"]]
+    dropped = [each for each in citations if not each["mark"]]
+    assert kept
+    assert [each["id"] for each in kept + dropped] == list("012345")
+    assert {each["dropped"] for each in dropped} == {"context"}
+    assert f"[{len(kept)}]" in pb_fake.texts(answer["prompt"])[0]
+    assert f"word{len(kept)}" not in pb_fake.texts(answer["prompt"])[0]
+
+
+def test_the_oldest_turns_go_before_a_passage_does(model: pb_fake.Served) -> None:
+    """Whole exchanges go, since chat templates want the roles to alternate."""
+    history = turns(*(f"turn{n} " * 12 for n in range(8)))
+    (answer,) = model.infer(
+        model.request(question=["a?"], passages=[[passage("best")]], history=[history])
+    )
+
+    (prompt,) = pb_fake.texts(answer["prompt"])
+    assert "turn0" not in prompt
+    assert "<system> " + SYSTEM + " <user> turn" in prompt
+    assert prompt.index("turn6") < prompt.index("turn7") < prompt.index("best")
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({"question": [" "]}, "question: is empty or blank"),
+        ({"question": ["a" * 8193]}, "question: is 8193 bytes"),
+        ({"question": [b"\xff"]}, "question: is not UTF-8"),
+        ({"passages": [["{"]]}, "passages: not JSON"),
+        ({"passages": [['{"text": 3}']]}, 'passages: expected JSON objects with a "text"'),
+        ({"passages": [["[" * 90000]]}, "passages: not JSON"),
+        ({"passages": [[r'{"text": "half \ud83d"}']]}, "passages: not JSON in UTF-8"),
+        ({"passages": [[passage("word " * 300)]]}, "question: does not fit the LLM's context"),
+        ({"history": ["nope"]}, "history: not JSON"),
+        ({"history": ["[" * 60000]}, "history: not JSON"),
+        ({"history": [r'[{"role": "user", "content": "\udfff"}]']}, "history: not JSON in UTF-8"),
+        ({"history": ['{"role": "user"}']}, "history: expected a JSON list"),
+        ({"history": ['[{"role": "system", "content": "x"}]']}, "history: expected a JSON list"),
+        ({"history": [turns("a" * 70000)]}, "history: over 65536 bytes"),
+        ({"history": [turns("a")]}, "history: the LLM's chat template refuses it: roles must"),
+    ],
+)
+def test_a_bad_request_fails_alone(
+    model: pb_fake.Served, inputs: dict[str, Any], message: str
+) -> None:
+    good = {"question": ["a?"], "passages": [[passage("one")]]}
+    answers = model.infer(model.request(**good), model.request(**(good | inputs)))
+
+    assert [answer.code for answer in answers] == ["", "INVALID_ARG"]
+    assert answers[1].message.startswith(message)
+
+
+def test_for_an_endpoint_the_prompt_is_its_messages(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLM_API_URL", "http://127.0.0.1:1/v1")
+    monkeypatch.setenv("LLM_MODEL", "m")
+    with pb_fake.loaded("prompt", repository) as served:
+        request = served.request(
+            question=["a?"], passages=[[passage("one")]], history=[turns("x", "y")]
+        )
+        (answer,) = served.infer(request)
+
+    messages = json.loads(pb_fake.texts(answer["prompt"])[0])
+    assert [each["role"] for each in messages] == ["system", "user", "assistant", "user"]

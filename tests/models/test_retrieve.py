@@ -1,0 +1,125 @@
+"""retrieve with the fake of pb_utils and a small index."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pb_fake
+import pytest
+from tiny_artifacts import embedder, write_snapshot
+
+UNIT = np.eye(4, dtype=np.float32).tolist()
+
+
+@pytest.fixture
+def model(repository: Path, index_dir: Path) -> Iterator[pb_fake.Served]:
+    write_snapshot(index_dir, "default", [("a.md", ["zero", "éins"]), ("b.md", ["two"])])
+    write_snapshot(index_dir, "other", [("o.md", ["only"])])
+    with pb_fake.loaded("retrieve", repository) as served:
+        yield served
+
+
+def texts_of(answer: pb_fake.Answer) -> list[list[str]]:
+    return [
+        [json.loads(each)["text"] if each else "" for each in row.tolist()]
+        for row in answer["passages"]
+    ]
+
+
+def test_passages_come_best_first_with_all_their_fields(model: pb_fake.Served) -> None:
+    (answer,) = model.infer(model.request(embedding=[UNIT[1]], top_k=[1]))
+
+    assert json.loads(answer["passages"][0, 0]) == {
+        "id": "a.md#1", "text": "éins", "source": "a.md", "title": "a.md",
+        "location": "a.md > 1", "score": 1.0,
+    }  # fmt: skip
+    assert answer["scores"].tolist() == [[1.0]]
+
+
+def test_requests_of_different_sizes_are_answered_in_order(model: pb_fake.Served) -> None:
+    answers = model.infer(
+        model.request(embedding=[UNIT[2], UNIT[0]], top_k=[1, 1]),
+        model.request(embedding=[UNIT[0]], collection=["other"]),
+        model.request(embedding=[UNIT[1]], top_k=[1]),
+    )
+
+    assert [texts_of(answer) for answer in answers] == [[["two"], ["zero"]], [["only"]], [["éins"]]]
+
+
+def test_shorter_rows_are_padded(model: pb_fake.Served) -> None:
+    (answer,) = model.infer(model.request(embedding=[UNIT[0], UNIT[2]], top_k=[1, 3]))
+
+    assert texts_of(answer)[0] == ["zero", "", ""]
+    assert answer["scores"][0].tolist() == [1.0, -np.inf, -np.inf]
+    assert texts_of(answer)[1][0] == "two"
+
+
+def test_a_filter_narrows_the_search(model: pb_fake.Served) -> None:
+    (answer,) = model.infer(model.request(embedding=[UNIT[0]], filter=['{"source": "b.md"}']))
+
+    assert texts_of(answer) == [["two"]]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "code", "message"),
+    [
+        ({"top_k": [0]}, "INVALID_ARG", "top_k: 0 is not in 1 to 100"),
+        ({"top_k": [101]}, "INVALID_ARG", "top_k: 101 is not in 1 to 100"),
+        ({"top_k": [-1]}, "INVALID_ARG", "top_k: -1 is not in 1 to 100"),
+        ({"collection": ["nowhere"]}, "NOT_FOUND", "there are default, other"),
+        ({"collection": ["../x"]}, "INVALID_ARG", "is not a collection's name"),
+        ({"collection": [b"\xff"]}, "INVALID_ARG", "collection: is not UTF-8"),
+        ({"filter": ["{"]}, "INVALID_ARG", "filter: not JSON"),
+        ({"filter": ["[" * 9000]}, "INVALID_ARG", "filter: not JSON"),
+        ({"filter": ['{"colour": "red"}']}, "INVALID_ARG", "unknown field 'colour'"),
+        ({"embedding": [[1.0, 0.0]]}, "INVALID_ARG", "the index has vectors of [4]"),
+        ({"embedding": [[np.nan] * 4]}, "INVALID_ARG", "not a finite number"),
+    ],
+)
+def test_a_bad_request_fails_alone(
+    model: pb_fake.Served, inputs: dict[str, Any], code: str, message: str
+) -> None:
+    good = model.request(embedding=[UNIT[0]], top_k=[1])
+    bad = model.request(**({"embedding": [UNIT[0]]} | inputs))
+
+    answers = model.infer(good, bad, good)
+
+    assert [answer.code for answer in answers] == ["", code, ""]
+    assert message in answers[1].message
+    assert texts_of(answers[2]) == [["zero"]]
+
+
+def test_nothing_indexed_gives_no_passages(repository: Path, index_dir: Path) -> None:
+    with pb_fake.loaded("retrieve", repository) as served:
+        (answer,) = served.infer(served.request(embedding=[UNIT[0], UNIT[1]]))
+
+    assert answer["passages"].shape == answer["scores"].shape == (2, 0)
+
+
+def test_a_snapshot_of_another_embedder_is_refused_and_logged(
+    repository: Path, index_dir: Path
+) -> None:
+    other = dataclasses.replace(embedder(), model="elsewhere")
+    write_snapshot(index_dir, "default", [("a.md", ["zero"])], served=other)
+    with pb_fake.loaded("retrieve", repository) as served:
+        (answer,) = served.infer(served.request(embedding=[UNIT[0]]))
+        log = [message for level, message in pb_fake.Logger.lines if level == "info"]
+
+    assert answer.code == "UNAVAILABLE"
+    assert "elsewhere fp32" in answer.message
+    assert "tiny fp32" in answer.message
+    assert "refused" in log[0]
+
+
+def test_a_new_snapshot_goes_live_without_a_reload(model: pb_fake.Served, index_dir: Path) -> None:
+    write_snapshot(index_dir, "default", [("new.md", ["newer"])], number=2)
+    model.model._retriever.refresh()
+
+    (answer,) = model.infer(model.request(embedding=[UNIT[0]]))
+
+    assert texts_of(answer) == [["newer"]]

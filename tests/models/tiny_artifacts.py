@@ -1,0 +1,131 @@
+"""Tiny artefacts: a tokenizer of words, an embedder that averages them, an LLM's manifest."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import faiss
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from tritonrag.artifacts import EMBEDDER_DIR, LLM_DIR, EmbedderManifest, LlmManifest, sha256
+from tritonrag.index import EmbedderId, SnapshotManifest, layout
+from tritonrag.index.manifest import DATA_FILES, DOCUMENTS, OFFSETS, PASSAGES, VECTORS
+
+DIMENSION = 4
+MAX_TOKENS = 32
+WORDS = (
+    "[PAD]", "[UNK]", "how", "many", "days", "of", "leave", "have", "i", "query", "passage", ":",
+    "a", "b", "c", "d",
+)  # fmt: skip
+
+CHAT = (
+    "{% for m in messages %}"
+    "{% set turn = loop.index0 %}"
+    "{% if turn and (m.role == 'user') != (turn % 2 == 1) %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}"
+    "<{{ m.role }}> {{ m.content }} {% endfor %}"
+)
+"""A chat template that is as strict about roles as Llama's and Gemma's."""
+
+
+def install(root: Path) -> None:
+    """Write an embedder, and the manifest and tokenizer of an LLM, into a model repository."""
+    for folder in (EMBEDDER_DIR, LLM_DIR):
+        (root / folder).mkdir(parents=True)
+        _tokenizer().save(str(root / folder / "tokenizer.json"))
+    onnx.save(_averaging_graph(), root / EMBEDDER_DIR / "model.onnx")
+    embedder().save(root / EMBEDDER_DIR)
+    LlmManifest(
+        model="tiny-llm", precision="fp32", sha256="0" * 64, context_tokens=200, grounding="quote",
+        chat_template=CHAT, special_tokens={}, parity={}, versions={},
+    ).save(root / LLM_DIR)  # fmt: skip
+
+
+def embedder() -> EmbedderManifest:
+    return EmbedderManifest(
+        model="tiny", precision="fp32", sha256="ab" * 32, dimension=DIMENSION,
+        max_tokens=MAX_TOKENS, pooling="mean", parity={}, versions={},
+        prefixes={"query": "query : ", "passage": "passage : "},
+    )  # fmt: skip
+
+
+def _tokenizer() -> Tokenizer:
+    vocabulary = {word: number for number, word in enumerate(WORDS)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return tokenizer
+
+
+def _averaging_graph() -> onnx.ModelProto:
+    """Return ids and mask [batch, length] to the mean of the tokens' vectors [batch, 4]."""
+    table = np.random.default_rng(0).normal(size=(len(WORDS), DIMENSION)).astype(np.float32)
+    constants = [
+        numpy_helper.from_array(table, "table"),
+        numpy_helper.from_array(np.array([2]), "last"),
+        numpy_helper.from_array(np.array([1]), "middle"),
+    ]
+    nodes = [
+        helper.make_node("Gather", ["table", "input_ids"], ["vectors"]),
+        helper.make_node("Cast", ["attention_mask"], ["mask"], to=TensorProto.FLOAT),
+        helper.make_node("Unsqueeze", ["mask", "last"], ["wide"]),
+        helper.make_node("Mul", ["vectors", "wide"], ["kept"]),
+        helper.make_node("ReduceSum", ["kept", "middle"], ["sum"], keepdims=0),
+        helper.make_node("ReduceSum", ["mask", "middle"], ["count"], keepdims=1),
+        helper.make_node("Div", ["sum", "count"], ["sentence_embedding"]),
+    ]
+    shape = ["batch", "length"]
+    graph = helper.make_graph(
+        nodes, "average",
+        [
+            helper.make_tensor_value_info("input_ids", TensorProto.INT64, shape),
+            helper.make_tensor_value_info("attention_mask", TensorProto.INT64, shape),
+        ],
+        [helper.make_tensor_value_info("sentence_embedding", TensorProto.FLOAT, ["batch", 4])],
+        constants,
+    )  # fmt: skip
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def write_snapshot(
+    index_dir: Path,
+    collection: str,
+    documents: Sequence[tuple[str, Sequence[str]]],
+    number: int = 1,
+    served: EmbedderManifest | None = None,
+) -> None:
+    """Make live a snapshot of (source, texts); passage i has the i-th unit vector, in a circle."""
+    name = f"20260101T00000{number}.000000Z-abcd"
+    folder = index_dir / collection / name
+    folder.mkdir(parents=True)
+    lines = [
+        json.dumps({"id": f"{source}#{place}", "text": text, "source": source, "title": source,
+                    "location": f"{source} > {place}"}, ensure_ascii=False).encode() + b"\n"
+        for source, texts in documents
+        for place, text in enumerate(texts)
+    ]  # fmt: skip
+    (folder / PASSAGES).write_bytes(b"".join(lines))
+    offsets = np.cumsum([0, *map(len, lines)]).astype(np.uint64)
+    np.save(folder / OFFSETS, offsets)
+    index = faiss.IndexFlatIP(DIMENSION)
+    if lines:
+        index.add(np.eye(DIMENSION, dtype=np.float32)[np.arange(len(lines)) % DIMENSION])
+    faiss.write_index(index, str(folder / VECTORS))
+    (folder / DOCUMENTS).write_text(
+        "".join(
+            json.dumps({"source": source, "title": source, "sha256": "0", "recipe": "r",
+                        "passages": len(texts)}) + "\n"
+            for source, texts in documents
+        )
+    )  # fmt: skip
+    SnapshotManifest(
+        snapshot=name, parent=None, created="2026-01-01T00:00:00Z",
+        embedder=EmbedderId.of(served or embedder()), dimension=DIMENSION, factory="Flat",
+        documents=len(documents), passages=len(lines), recipe="r",
+        files={file: sha256(folder / file) for file in DATA_FILES},
+    ).save(folder)  # fmt: skip
+    layout.set_current(index_dir / collection, name)

@@ -1,0 +1,53 @@
+"""Starts real servers for the tests, and runs the command line as a user would."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tritonrag.server.process import EmbeddedServer, Running, free_ports
+
+ROOT = Path(__file__).parents[2]
+REPOSITORY = ROOT / "model_repository"
+HANDBOOK = ROOT / "samples" / "handbook"
+
+
+@dataclass(frozen=True)
+class Served:
+    """A running server and how to reach it."""
+
+    server: EmbeddedServer
+    running: Running
+
+    @property
+    def grpc(self) -> str:
+        return f"127.0.0.1:{self.running.ports.grpc}"
+
+    @property
+    def http(self) -> str:
+        return f"http://127.0.0.1:{self.running.ports.http}"
+
+    @property
+    def index_dir(self) -> Path:
+        return Path(self.running.index_dir)
+
+
+def tritonrag(*arguments: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    """Run the command line as a user would."""
+    command = [sys.executable, "-m", "tritonrag", *arguments]
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False
+    )
+
+
+def serve(folder: Path) -> Iterator[Served]:
+    """Serve the whole graph with its state and index in `folder`."""
+    server = EmbeddedServer(folder / "state")
+    running = server.start(REPOSITORY, folder / "index", free_ports(), bound_to_parent=True)
+    try:
+        yield Served(server, running)
+    finally:
+        server.stop()

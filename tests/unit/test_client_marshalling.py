@@ -1,0 +1,109 @@
+"""Values of the caller to tensors: what fits, and what is said of what does not."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tritonrag.client import Answer, Citation, Usage
+from tritonrag.client.marshalling import Progress, call, cancel_call, embed_calls, search_result
+from tritonrag.client.wire import states, to_fields, to_json
+from tritonrag.errors import InternalError, InvalidRequest
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"question": 3}, "question: expected text that can be written as UTF-8, got 3"),
+        ({"question": "\ud800"}, "question: expected text"),
+        ({"question": b"bytes"}, "question: expected text"),
+        ({"question": "x", "top_k": 2.5}, "top_k: expected an integer of 32 bits, got 2.5"),
+        ({"question": "x", "top_k": True}, "top_k: expected an integer"),
+        ({"question": "x", "top_k": 2**31}, "top_k: expected an integer of 32 bits"),
+        ({"question": "x", "seed": 2**63}, "seed: expected an integer of 64 bits"),
+        ({"question": "x", "temperature": "hot"}, "temperature: expected a number, got 'hot'"),
+        ({"question": "x", "stop": ["a", 1]}, "stop: expected text"),
+        ({"question": "x", "filter": {"source": object()}}, "filter: cannot be written as JSON"),
+    ],
+)
+def test_what_fits_no_tensor_is_refused(options: dict[str, object], message: str) -> None:
+    with pytest.raises(InvalidRequest, match=message):
+        call("rag", **options)
+
+
+def test_ranges_are_left_to_the_server() -> None:
+    assert call("rag", question="", top_k=0, temperature=-1, max_tokens=-5).values["top_k"] == [0]
+
+
+def test_an_unknown_option_is_a_type_error() -> None:
+    with pytest.raises(TypeError, match="search has no option topk"):
+        call("search", question="x", topk=3)
+
+
+def test_what_is_none_is_left_out() -> None:
+    assert set(call("rag", question="x", top_k=None, stop=None).values) == {"question"}
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    made = call("rag", question="x", top_k=np.int64(3), temperature=np.float32(0.5))
+    assert to_fields(made) == {"id": made.id, "question": "x", "top_k": 3, "temperature": 0.5}
+
+
+def test_every_call_has_its_own_id() -> None:
+    assert len({call("search", question="x").id for _ in range(100)}) == 100
+
+
+def test_a_cancel_carries_the_id_of_what_it_stops() -> None:
+    assert to_fields(cancel_call("abc")) == {"id": "abc", "prompt": "", "cancel": True}
+
+
+def test_embedding_one_string_by_mistake_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match="texts: expected a sequence of strings"):
+        list(embed_calls("text", "passage"))
+    with pytest.raises(InvalidRequest, match="text: expected text"):
+        list(embed_calls(["a", None], "passage"))  # type: ignore[list-item]
+
+
+def test_json_has_a_row_for_each_text() -> None:
+    (made,) = embed_calls(["a", "b"], "passage")
+    assert to_json(made)["inputs"][0] == {
+        "name": "text",
+        "datatype": "BYTES",
+        "shape": [2, 1],
+        "data": ["a", "b"],
+    }
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {},
+        {"passages": np.array([["not json"]], np.object_)},
+        {"passages": np.array([["[]"]], np.object_)},
+        {"passages": np.array([['{"id": "1"}']], np.object_)},
+    ],
+)
+def test_a_response_of_another_version_is_named_as_such(tensors: dict[str, np.ndarray]) -> None:
+    with pytest.raises(InternalError, match="of the same version"):
+        search_result(tensors)
+
+
+def test_progress_ignores_nothing_it_should_keep() -> None:
+    progress = Progress()
+    names = ("text", "citations", "finish_reason", "usage")
+    for values in (("a", "[]", "", ""), ("b", "", "length", '{"total_ms": 2}')):
+        named = zip(names, values, strict=True)
+        progress.take({name: np.array([[value]], np.object_) for name, value in named})
+    assert progress.answer() == Answer("ab", (), "length", Usage(total_ms=2))
+
+
+def test_cited_are_those_whose_mark_stands_in_the_text() -> None:
+    fields = {"id": "1", "text": "t", "source": "s", "title": "", "location": "", "score": 1.0}
+    citations = tuple(Citation(**fields, mark=mark) for mark in (1, 2, 12, None))
+    answer = Answer("So it is [2]. And so [12].", citations, "stop", Usage())
+    assert [citation.mark for citation in answer.cited] == [2, 12]
+
+
+def test_a_model_with_a_ready_version_is_ready() -> None:
+    versions = [("m", "READY", ""), ("m", "UNAVAILABLE", "unloaded"), ("n", "LOADING", "")]
+    assert states(versions) == {"m": "READY", "n": "LOADING"}

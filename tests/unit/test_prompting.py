@@ -1,0 +1,186 @@
+"""Prompts: order, budget, history, templates."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from tritonrag.errors import InvalidRequest
+from tritonrag.prompting import (
+    SYSTEM,
+    Message,
+    PromptBuilder,
+    chat_template,
+    heading,
+    messages,
+    parse_history,
+    parse_passages,
+    user_message,
+)
+from tritonrag.quoting import REFUSAL
+
+
+def render(turns: list[Message]) -> str:
+    return "".join(f"<{turn['role']}> {turn['content']} " for turn in turns)
+
+
+def builder(context: int, answer: int = 0) -> PromptBuilder:
+    """Return a builder whose tokens are words."""
+    return PromptBuilder(render, lambda text: len(text.split()), context, answer)
+
+
+def passages(count: int, words: int = 10) -> list[dict[str, Any]]:
+    return [{"id": str(n), "text": f"p{n} " * words} for n in range(count)]
+
+
+def exchange(count: int, words: int = 10) -> list[Message]:
+    return [
+        {"role": ("user", "assistant")[n % 2], "content": f"t{n} " * words} for n in range(count)
+    ]
+
+
+FIXED = 1 + len(SYSTEM.split()) + 1 + 4  # two roles, the system message, "Question: a" twice
+
+
+def test_the_question_stands_before_and_after_the_passages() -> None:
+    assert user_message("how\n many?", [("Leave", " 25 days. "), ("", "Ask.")]) == (
+        "Question: how many?\n\n[1] Leave: 25 days.\n\n[2] Ask.\n\nQuestion: how many?"
+    )
+
+
+def test_system_message_history_and_question_in_that_order() -> None:
+    turns = messages("q", [("", "p")], exchange(2))
+
+    assert [turn["role"] for turn in turns] == ["system", "user", "assistant", "user"]
+    assert turns[0]["content"] == SYSTEM
+    assert REFUSAL in SYSTEM
+
+
+@pytest.mark.parametrize(
+    ("passage", "expected"),
+    [
+        ({"location": "Leave > Days", "title": "Leave"}, "Leave > Days"),
+        ({"location": "", "title": "Leave"}, "Leave"),
+        ({"title": None}, ""),
+    ],
+)
+def test_a_passage_is_headed_by_where_it_stands(passage: dict[str, Any], expected: str) -> None:
+    assert heading(passage) == expected
+
+
+def test_no_passages_no_prompt() -> None:
+    built = builder(10).build("a", [], exchange(2))
+
+    assert (built.text, built.citations) == ("", [])
+
+
+@pytest.mark.parametrize("kept", [1, 2, 3, 5])
+def test_as_many_passages_are_kept_as_fit_exactly(kept: int) -> None:
+    """A passage costs eleven words: its mark and ten."""
+    for context, expected in ((FIXED + 11 * kept, kept), (FIXED + 11 * (kept + 1) - 1, kept)):
+        built = builder(context + 7, answer=7).build("a", passages(6))
+
+        assert [each["mark"] for each in built.citations if each["mark"]] == list(
+            range(1, expected + 1)
+        )
+        assert [each["id"] for each in built.citations] == list("012345")
+        assert all(each["dropped"] == "context" for each in built.citations[expected:])
+        assert len(built.text.split()) <= context
+
+
+def test_all_fit() -> None:
+    built = builder(10_000).build("a", passages(100))
+
+    assert [each["mark"] for each in built.citations] == list(range(1, 101))
+
+
+def test_a_question_that_does_not_fit_with_the_best_passage_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match=r"question: does not fit .*\(50 tokens, 7 of them"):
+        builder(50, answer=7).build("a", passages(1), exchange(4))
+
+
+def test_the_oldest_exchanges_go_first_and_the_rest_begins_with_the_user() -> None:
+    fits_three_turns = FIXED + 11 + 3 * 11
+    built = builder(fits_three_turns).build("a", passages(1), exchange(6))
+
+    assert "t3" not in built.text
+    assert "<user> t4" in built.text
+    assert "<assistant> t5" in built.text
+
+
+def test_history_that_fits_is_kept_whole() -> None:
+    built = builder(10_000).build("a", passages(1), exchange(6))
+
+    assert all(f"t{n}" in built.text for n in range(6))
+
+
+def test_a_long_history_is_cut_in_few_steps() -> None:
+    calls = []
+
+    def count(text: str) -> int:
+        calls.append(text)
+        return len(text.split())
+
+    PromptBuilder(render, count, FIXED + 40, 0).build("a", passages(1), exchange(2000, 1))
+
+    assert len(calls) < 20
+
+
+def test_parse_history_takes_what_chat_apis_send() -> None:
+    turns = exchange(2)
+
+    assert parse_history(json.dumps(turns)) == turns
+    assert parse_history("[]") == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "nope", "3", "{}", '["a"]', '[{"role": "tool", "content": "x"}]',
+     '[{"role": "user"}]', '[{"role": "user", "content": 3}]', "[" * 60_000,
+     r'[{"role": "user", "content": "\ud800"}]', '"' + "x" * 70_000 + '"'],
+)  # fmt: skip
+def test_parse_history_refuses_the_rest(text: str) -> None:
+    with pytest.raises(InvalidRequest, match="^history: "):
+        parse_history(text)
+
+
+def test_parse_passages_leaves_padding_out() -> None:
+    assert parse_passages(['{"text": "a"}', "", '{"text": "b", "score": 1}']) == [
+        {"text": "a"}, {"text": "b", "score": 1},
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ["x", "[]", "{}", '{"text": null}', r'{"text": "\udc00"}'])
+def test_parse_passages_refuses_the_rest(text: str) -> None:
+    with pytest.raises(InvalidRequest, match="^passages: "):
+        parse_passages([text])
+
+
+def test_a_chat_template_gets_its_special_tokens_and_a_generation_prompt() -> None:
+    template = chat_template(
+        "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m['content'] }}{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}",
+        bos_token="<s>",
+    )
+
+    assert template([{"role": "user", "content": "{{ 7 * 7 }}"}]) == (
+        "<s>[user]{{ 7 * 7 }}[assistant]"
+    )
+
+
+def test_what_a_chat_template_refuses_is_the_callers_fault() -> None:
+    template = chat_template("{{ raise_exception('no system role') }}")
+
+    with pytest.raises(InvalidRequest, match="history: .* refuses it: no system role"):
+        template([])
+
+
+def test_a_chat_template_cannot_reach_python() -> None:
+    from jinja2.exceptions import SecurityError
+
+    template = chat_template("{{ ''.__class__.__mro__[1].__subclasses__() }}")
+
+    with pytest.raises(SecurityError):
+        template([])

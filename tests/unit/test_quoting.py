@@ -1,0 +1,181 @@
+"""Sentences, and the grammar that holds an answer to them, compiled by llguidance itself."""
+
+from __future__ import annotations
+
+import random
+import string
+import unicodedata
+
+import pytest
+from llguidance import LLMatcher, LLTokenizer, grammar_from
+
+from tritonrag.quoting import (
+    MAX_QUOTES,
+    MAX_SENTENCE_CHARS,
+    REFUSAL,
+    mark,
+    quote_grammar,
+    quotes,
+    sentences,
+)
+
+BYTES = LLTokenizer("byte")
+
+Citations = list[tuple[int, str]]
+
+LEAVE: Citations = [(1, "You have 25 days. Ask Anna."), (2, "Bikes are green.")]
+
+HOSTILE: dict[str, Citations] = {
+    "quotes": [(1, 'She said "no" and \'never\'. He wrote """twice""".')],
+    "backslashes": [(1, r"C:\new\table and \" and \\ and \u0041 and \x41. A trailing one \ ")],
+    "newlines": [(1, "One\r\nline.\n\n\nTwo\u2028lines\u2029and\x85more.\tTab.")],
+    "control characters": [(1, "a\0b\x01c\x1b[31mred\x7f\x9f. Bell\a.")],
+    "emoji": [(1, "Family \U0001f468\u200d\U0001f469\u200d\U0001f467 and flag 🇫🇷. Thumb 👍🏽!")],
+    "right to left": [(1, "שלום לכולם. مرحبا بالعالم؟ نعم\u061c. \u202eevil\u202c.")],
+    "joiners": [(1, "می\u200cخواهم بروم. क्\u200dष अक्षर।")],
+    "chinese": [(1, "员工每年有二十五天年假。请联系安娜！好吗？"), (2, "東京は、日本の首都です。")],
+    "lark syntax": [(1, 'start: "a" | /b/ {c} %import common.WS -> d [e] (f)? // g. <|eos|> ok.')],
+    "json": [(1, '{"key": ["value", null, 1e9], "\\u00e9": "\\n"}')],
+    "code": [(1, "def f(x):\n    return {'a': x[0] ** 2}  # why\n\nassert f([3]) == {'a': 9}\n")],
+    "table": [(1, "| a | b |\n|---|---|\n" + "| 1,000 | 2.50 € |\n" * 40)],
+    "no sentence end": [(1, "word " * 2000)],
+    "one long word": [(1, "x" * 10_000)],
+    "a hundred passages": [
+        (n, f"Passage {n} says that room {n * 7} is open. It closes at {n}:30.")
+        for n in range(1, 101)
+    ],
+    "marks in the text": [(1, "See [1] and [2]. [3]"), (2, "[1]")],
+    "private use": [(1, "icon \ue000 here. new emoji \U0001fae9.")],
+    "combining": [(1, "cafe\u0301 e\u0301" + "\u0301" * 500 + ".")],
+}
+
+
+def matcher(citations: Citations) -> LLMatcher:
+    grammar = grammar_from("lark", quote_grammar(citations))
+    assert not LLMatcher.validate_grammar(grammar, BYTES)
+    return LLMatcher(BYTES, grammar)
+
+
+def accepts(citations: Citations, answer: str) -> bool:
+    """Return whether the decoder could write exactly ``answer``."""
+    run = matcher(citations)
+    tokens = BYTES.tokenize_bytes(answer.encode())
+    return run.try_consume_tokens(tokens) == len(tokens) and run.is_accepting()
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_any_text_gives_a_grammar_that_compiles_and_takes_every_quote(name: str) -> None:
+    allowed = list(quotes(HOSTILE[name]))
+    assert allowed
+    for quote in allowed[:: max(1, len(allowed) // 10)]:
+        assert accepts(HOSTILE[name], quote), quote
+
+
+def test_random_text_compiles() -> None:
+    rng = random.Random(3)
+    alphabet = string.printable + "\0\x1b\x7f«»“”‘’…—。！？؟،।\u200b\u200d\u2028\ufeff\U0001f600é"
+    for _ in range(60):
+        text = "".join(rng.choices(alphabet, k=rng.randrange(1, 400)))
+        for quote in list(quotes([(1, text)]))[:1]:
+            assert accepts([(1, text)], quote), text
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "You have 25 days. [1]",
+        " You have 25 days. [1]",
+        "Ask Anna. [1] Bikes are green. [2]",
+        "Bikes are green. [2] You have 25 days. [1] Ask Anna. [1]",
+        REFUSAL,
+        f" {REFUSAL}",
+    ],
+)
+def test_answers_of_whole_sentences_with_their_marks(answer: str) -> None:
+    assert accepts(LEAVE, answer)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "",
+        "You have 26 days. [1]",
+        "You have 25 days.",
+        "You have 25 days. [2]",
+        "You have 25 days. [1]Ask Anna. [1]",
+        "You have 25 days. [1] You",
+        "Ask Anna. [1] Ask Anna. [1] Ask Anna. [1] Ask Anna. [1]",
+        f"{REFUSAL} Ask Anna. [1]",
+        "You have 25 days. [1] and more",
+    ],
+)
+def test_anything_else_cannot_be_written(answer: str) -> None:
+    assert not accepts(LEAVE, answer)
+
+
+@pytest.mark.parametrize("citations", [[], [(1, "")], [(1, "*** --- ...")]])
+def test_without_a_sentence_only_the_refusal_is_left(citations: Citations) -> None:
+    assert accepts(citations, REFUSAL)
+    assert not accepts(citations, "Yes. [1]")
+
+
+def test_at_most_three_quotes() -> None:
+    assert MAX_QUOTES == 3
+    assert accepts(LEAVE, " ".join(["Ask Anna. [1]"] * 3))
+
+
+def test_a_sentence_in_several_passages_is_quoted_from_the_best() -> None:
+    found = list(quotes([(1, "Ask Anna. Call Ben."), (2, "Ask  Anna. Write to Cleo.")]))
+
+    assert found == ["Ask Anna. [1]", "Call Ben. [1]", "Write to Cleo. [2]"]
+
+
+def test_marks() -> None:
+    assert mark(12) == "[12]"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("One. Two! Three?", ["One.", "Two!", "Three?"]),
+        (
+            "It costs 3.5 % of it, e.g. nothing. Yes.",
+            ["It costs 3.5 % of it, e.g. nothing.", "Yes."],
+        ),
+        ("多少天？二十五天。", ["多少天？", "二十五天。"]),
+        ("a  b\n c.", ["a b c."]),
+        ("***", []),
+        ("", []),
+    ],
+)
+def test_sentences(text: str, expected: list[str]) -> None:
+    assert sentences(text) == expected
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_sentences_are_verbatim_and_short(name: str) -> None:
+    """Apart from white space and control characters every sentence stands in its text."""
+    for _, text in HOSTILE[name]:
+        plain = " ".join(
+            "".join(c for c in text if c.isspace() or unicodedata.category(c) != "Cc")
+            .split()
+        )  # fmt: skip
+        for sentence in sentences(text):
+            assert sentence in plain
+            assert 0 < len(sentence) <= MAX_SENTENCE_CHARS
+
+
+def test_no_text_of_a_long_sentence_is_lost() -> None:
+    text = "alpha beta, gamma; " * 100
+
+    assert " ".join(sentences(text)) == text.strip()
+
+
+@pytest.mark.parametrize("filler", range(380, 402))
+def test_a_long_sentence_is_never_cut_inside_a_number_or_a_time(filler: int) -> None:
+    text = "w" * filler + " 25,000 euros at 10:30 " + "z" * 40
+
+    pieces = sentences(text)
+
+    assert any("25,000" in piece for piece in pieces)
+    assert any("10:30" in piece for piece in pieces)

@@ -1,0 +1,90 @@
+"""Settings: read once, validated, with bounds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tritonrag.errors import SetupError
+from tritonrag.settings import IndexSettings, ModelArgs, RemoteLlmSettings
+
+REMOTE = {"LLM_API_URL": "http://llm:8000/v1", "LLM_MODEL": "m"}
+
+
+def args(**parameters: str) -> ModelArgs:
+    config = {"parameters": {key: {"string_value": text} for key, text in parameters.items()}}
+    return ModelArgs.parse(
+        {
+            "model_name": "generate",
+            "model_repository": "/models/generate",
+            "model_config": json.dumps(config),
+        }
+    )
+
+
+def test_the_repository_is_where_the_models_folder_lies() -> None:
+    assert args().repository == Path("/models")
+    assert args().name == "generate"
+
+
+def test_a_parameter_or_its_default() -> None:
+    assert args(queue_size="7").integer("queue_size", 64, 1, 100) == 7
+    assert args().integer("queue_size", 64, 1, 100) == 64
+    assert args(mode="fast").text("mode", "slow") == "fast"
+    assert args().text("mode", "slow") == "slow"
+
+
+@pytest.mark.parametrize("text", ["0", "101", "-1", "many", "", "1.5"])
+def test_a_parameter_out_of_bounds_is_named(text: str) -> None:
+    with pytest.raises(
+        SetupError, match="model generate: parameter queue_size is '.*', expected 1"
+    ):
+        args(queue_size=text).integer("queue_size", 64, 1, 100)
+
+
+def test_a_config_without_parameters() -> None:
+    parsed = ModelArgs.parse({"model_name": "m", "model_repository": "/r/m", "model_config": "{}"})
+
+    assert parsed.text("any", "default") == "default"
+
+
+@pytest.mark.parametrize("environment", [{}, {"TRITONRAG_INDEX_DIR": ""}])
+def test_the_index_lies_in_the_working_directory_by_default(environment: dict[str, str]) -> None:
+    assert IndexSettings.from_environment(environment).directory == Path("index")
+
+
+def test_the_index_directory_is_read() -> None:
+    settings = IndexSettings.from_environment({"TRITONRAG_INDEX_DIR": "/data/index"})
+
+    assert settings.directory == Path("/data/index")
+    assert settings.collection == "default"
+
+
+@pytest.mark.parametrize("environment", [{}, {"LLM_API_URL": ""}, {"LLM_MODEL": "m"}])
+def test_no_endpoint(environment: dict[str, str]) -> None:
+    assert RemoteLlmSettings.from_environment(environment) is None
+
+
+def test_an_endpoint_with_defaults() -> None:
+    assert RemoteLlmSettings.from_environment(REMOTE) == RemoteLlmSettings(
+        "http://llm:8000/v1", "", "m", 8192, 60.0
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"LLM_MODEL": ""}, "LLM_MODEL is not; name the model"),
+        ({"LLM_API_URL": "llm:8000"}, "LLM_API_URL is not a URL"),
+        ({"LLM_CONTEXT": "100"}, "LLM_CONTEXT is '100', expected a number from 256"),
+        ({"LLM_CONTEXT": "big"}, "LLM_CONTEXT is 'big'"),
+        ({"LLM_TIMEOUT": "0"}, "LLM_TIMEOUT is '0'"),
+        ({"LLM_TIMEOUT": "nan"}, "LLM_TIMEOUT is 'nan'"),
+        ({"LLM_TIMEOUT": "inf"}, "LLM_TIMEOUT is 'inf'"),
+    ],
+)
+def test_a_bad_endpoint_stops_the_load(changes: dict[str, str], message: str) -> None:
+    with pytest.raises(SetupError, match=message):
+        RemoteLlmSettings.from_environment(REMOTE | changes)
