@@ -116,13 +116,14 @@ class Bench:
 
     def warm_up(self) -> None:
         """Send the first requests, which cost more than all later ones."""
+        say("warming up")
         for load in (*self._searches(), *self._rags()):
             requests = 4 if load.streaming else 2 * load.clients
-            perf_analyzer.warm_up(
-                self._program,
-                dataclasses.replace(load, clients=min(load.clients, requests)),
-                self._served.grpc, self._file, requests,
-            )  # fmt: skip
+            few = dataclasses.replace(load, clients=min(load.clients, requests))
+            try:
+                perf_analyzer.warm_up(self._program, few, self._served.grpc, self._file, requests)
+            except RunFailed as failure:
+                say(f"  failed: {failure}")
 
     def round(self) -> Round:
         """Measure everything once."""

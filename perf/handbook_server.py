@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from typing import Any, NoReturn
 import httpx
 import psutil
 
+from tritonrag.client import Client
 from tritonrag.errors import SetupError
 from tritonrag.server.process import HOST, EmbeddedServer, Running, free_ports
 from tritonrag.settings import INDEX_DIR_VARIABLE, URL_VARIABLE
@@ -28,6 +30,8 @@ from tritonrag.settings import INDEX_DIR_VARIABLE, URL_VARIABLE
 ROOT = Path(__file__).parents[1]
 REPOSITORY = ROOT / "model_repository"
 HANDBOOK = ROOT / "samples" / "handbook"
+NOTICE_S = 10
+"""A new snapshot is noticed within a second, on an idle machine."""
 
 
 @dataclass(frozen=True)
@@ -149,6 +153,12 @@ def _index(each: Served, documents: Path) -> None:
     if ended.returncode:
         lines = (ended.stderr or ended.stdout).strip().splitlines() or ["no reason given"]
         raise SetupError(f"{documents} cannot be indexed: {lines[-1]}")
+    with Client(each.grpc) as client:
+        end = time.monotonic() + NOTICE_S
+        while not client.search("ready?", top_k=1):
+            if time.monotonic() > end:
+                raise SetupError(f"the server does not see the index of {documents.name}")
+            time.sleep(0.1)
 
 
 def _counts(each: dict[str, Any]) -> ModelCounts:

@@ -3,8 +3,9 @@
     python export/demo_llm/evaluate.py --rows FILE.jsonl [--model DIR] --out OUT.json
 
 A row is {"question", "passages": [str], "answer": str or null}: a span of one of the passages, or
-null where none answers; a "source" splits the table. Answers are decoded as served: whole sentences
-of the passages with their marks, or the refusal. The last line printed is one JSON object.
+null where none answers; a "source" splits the table, "headings" stand before the passages. Answers
+are decoded as served: whole sentences of the passages with their marks, or the refusal. The last
+line printed is one JSON object.
 """
 
 from __future__ import annotations
@@ -135,7 +136,12 @@ class Reader:
     def answer(self, row: Row, bias: float) -> dict[str, Quotes]:
         """Return the quotes chosen greedily and by score; the refusal is an empty list."""
         started = time.perf_counter()
-        prompt = self.builder.build(row["question"], [{"text": text} for text in row["passages"]])
+        headings = row.get("headings") or [""] * len(row["passages"])
+        passages = [
+            {"text": text, "location": heading}
+            for text, heading in zip(row["passages"], headings, strict=True)
+        ]
+        prompt = self.builder.build(row["question"], passages)
         kept = [(c["mark"], c["text"]) for c in prompt.citations if c["mark"]]
         allowed = [*quotes(kept), REFUSAL]
         ids = self._encode(prompt.text)

@@ -31,14 +31,14 @@ from wordvectors import Embedder
 MODEL = Path(__file__).parent / "model"
 ROPE_THETA = 500_000.0
 """With the usual 10,000 only 8 of a head's 32 dimensions stay comparable over a full prompt."""
-MIDDLE_LAYER = 2
+MIDDLE_LAYER = 3
 """The head that finds sentences reads the output of this layer; the layers above copy."""
 PROMPT_SHARE, PROMPT_WEIGHT, FINDING_WEIGHT = 0.05, 0.1, 0.5
-BATCH_TOKENS = 3072
-DRAWN_BATCHES = 8
+BATCH_TOKENS = 6144
+DRAWN_BATCHES = 6
 WARMUP_STEPS = 60
 COOLDOWN_SHARE = 0.3
-SAVE_SECONDS = 180
+SAVE_SECONDS = 120
 EARLIER_SHARE = 0.15
 
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from tritonrag.artifacts import EmbedderManifest
@@ -104,7 +103,7 @@ def list_collections(
     elif not found:
         print(f"{index_dir}: nothing is indexed; `tritonrag index add PATH` does")
     else:
-        _print_table(found)
+        print(_table(found))
 
 
 @app.command()
@@ -211,23 +210,26 @@ def _facts(info: CollectionInfo) -> dict[str, Any]:
     return facts
 
 
-def _print_table(found: list[CollectionInfo]) -> None:
-    table = Table(box=None, pad_edge=False)
-    for column in ("collection", "snapshot", "documents", "passages", "embedder", "age"):
-        right = column in ("documents", "passages")
-        table.add_column(column, justify="right" if right else "left", overflow="fold")
-    for info in found:
-        table.add_row(info.name, str(info.snapshot), *_row(info))
-    Console(soft_wrap=True, highlight=False).print(table)
+def _table(found: list[CollectionInfo]) -> str:
+    """Return a line for each collection in aligned columns, which a pipe does not wrap."""
+    rows = [
+        ("collection", "snapshot", "documents", "passages", "age", "embedder"),
+        *map(_row, found),
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
 
 
-def _row(info: CollectionInfo) -> tuple[str, str, str, str]:
+def _row(info: CollectionInfo) -> tuple[str, ...]:
+    refused = "  REFUSED, see `tritonrag index stats`" if info.refusal else ""
     manifest = info.manifest
     if manifest is None:
-        return "?", "?", Text(f"REFUSED: {info.refusal}").plain, "?"
-    refused = " REFUSED, see `tritonrag index stats`" if info.refusal else ""
-    embedder = f"{manifest.embedder}{refused}"
-    return f"{manifest.documents:,}", f"{manifest.passages:,}", embedder, _ago(_age(info))
+        return info.name, str(info.snapshot), "?", "?", "?", "?" + refused
+    counts = f"{manifest.documents:,}", f"{manifest.passages:,}", _ago(_age(info))
+    return info.name, str(info.snapshot), *counts, f"{manifest.embedder}{refused}"
 
 
 def _details(info: CollectionInfo) -> str:

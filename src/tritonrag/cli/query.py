@@ -124,24 +124,24 @@ def _print_text(stream: AnswerStream) -> None:
         for delta in stream:
             print(delta, end="", flush=True)
     finally:
-        print()
+        if stream.text:
+            print()
 
 
 def _print_passage(rank: int, passage: Passage) -> None:
-    console = Console(highlight=False)
-    console.print(Text(f"{rank:>3}  {passage.score:.3f}  {_place(passage)}", style="bold"))
+    _print_line(f"{rank:>3}  {passage.score:.3f}  {_place(passage)}", "bold")
     snippet = textwrap.shorten(passage.text, SNIPPET_CHARS, placeholder=" …")
-    print(textwrap.fill(snippet, console.width, initial_indent=" " * 5, subsequent_indent=" " * 5))
+    indent = " " * 5
+    print(textwrap.fill(snippet, initial_indent=indent, subsequent_indent=indent, width=100))
 
 
 def _print_sources(answer: Answer) -> None:
-    console = Console(highlight=False)
     for citation in answer.cited:
-        console.print(Text(_source(citation)))
+        _print_line(_source(citation))
     for citation in answer.citations:
         if citation not in answer.cited:
             left_out = f" (left out: {citation.dropped})" if citation.dropped else " (also read)"
-            console.print(Text(_source(citation) + left_out, style="dim"))
+            _print_line(_source(citation) + left_out, "dim")
 
 
 def _print_usage(finish_reason: str, usage: Usage) -> None:
@@ -150,7 +150,12 @@ def _print_usage(finish_reason: str, usage: Usage) -> None:
         f"{usage.generated_tokens} generated; first token {usage.time_to_first_token_ms:.0f} ms, "
         f"total {usage.total_ms:.0f} ms"
     )
-    Console(highlight=False).print(Text(line, style="dim"))
+    _print_line(line, "dim")
+
+
+def _print_line(line: str, style: str = "") -> None:
+    """Print one line, styled on a terminal, whatever its width."""
+    Console(highlight=False, soft_wrap=True).print(Text(line, style=style))
 
 
 def _source(citation: Citation) -> str:

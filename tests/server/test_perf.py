@@ -1,0 +1,109 @@
+"""The benchmark, short: a real perf_analyzer against a real server, and what it leaves behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from servers import ROOT
+
+PERF = ROOT / "perf"
+
+
+@pytest.fixture
+def perf_analyzer(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(PERF))
+    import perf_analyzer as module
+
+    return module
+
+
+def exported(requests: list[dict[str, object]]) -> dict[str, object]:
+    """An export of three windows of one second."""
+    boundaries = [0, 10**9, 2 * 10**9, 3 * 10**9]
+    return {"experiments": [{"requests": requests, "window_boundaries": boundaries}]}
+
+
+def streamed(sent_ms: int, response_ms: list[int], tokens: int) -> dict[str, object]:
+    """A stream whose first response holds no text and whose last one the usage."""
+    texts = ["", *["word"] * (len(response_ms) - 2), ""]
+    outputs = [{"text": text, "usage": "", "finish_reason": ""} for text in texts]
+    outputs[-1] |= {"usage": json.dumps({"generated_tokens": tokens}), "finish_reason": "stop"}
+    return {
+        "timestamp": sent_ms * 10**6,
+        "response_timestamps": [at * 10**6 for at in response_ms],
+        "response_outputs": outputs,
+    }
+
+
+def test_the_first_window_is_dropped_and_tokens_are_those_of_the_usage(
+    perf_analyzer: ModuleType,
+) -> None:
+    load = perf_analyzer.Load("rag", 1, streaming=True)
+    requests = [
+        streamed(0, [100, 200, 300], 50),
+        streamed(900, [1000, 1100, 1300], 30),
+        streamed(1300, [1400, 1500, 1900], 10),
+    ]
+    found = perf_analyzer.measured(load, exported(requests), reported_qps=1.0)
+    assert (found.requests, found.seconds, found.qps) == (2, 2.0, 1.0)
+    assert found.tokens_per_s == 20
+    assert found.first_token.p50 == 200
+    assert found.latency.p50 == 500
+    assert found.errors == 0
+
+
+def test_a_run_without_a_completed_request_is_an_error(perf_analyzer: ModuleType) -> None:
+    load = perf_analyzer.Load("search", 1)
+    with pytest.raises(perf_analyzer.RunFailed, match="no request of search"):
+        perf_analyzer.measured(load, exported([]), reported_qps=0.0)
+
+
+def test_the_questions_are_what_their_program_writes(tmp_path: Path) -> None:
+    target = tmp_path / "questions.json"
+    program = PERF / "workloads" / "make_questions.py"
+    subprocess.run([sys.executable, program, "--target", target], check=True, capture_output=True)
+    assert target.read_bytes() == (PERF / "workloads" / "questions.json").read_bytes()
+    texts = [each["question"]["content"][0] for each in json.loads(target.read_text())["data"]]
+    assert len(set(texts)) == len(texts) >= 200
+
+
+def test_a_wheel_that_is_not_the_pinned_one_is_refused(
+    perf_analyzer: ModuleType, tmp_path: Path
+) -> None:
+    (tmp_path / perf_analyzer.WHEEL).write_bytes(b"something else")
+    with pytest.raises(perf_analyzer.SetupError, match="not the file that is pinned"):
+        perf_analyzer.ensure(tmp_path)
+
+
+def test_without_the_package_index_the_reason_and_the_remedy_are_told(
+    perf_analyzer: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    with pytest.raises(perf_analyzer.SetupError, match="put tritonclient-.* into perf/tools"):
+        perf_analyzer.ensure(tmp_path)
+
+
+def test_the_short_benchmark_measures_and_writes_its_result(tmp_path: Path) -> None:
+    ended = subprocess.run(
+        [sys.executable, PERF / "bench.py", "--short", "--output", tmp_path],
+        capture_output=True, text=True, timeout=240, check=False, env=os.environ,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    summary = json.loads(ended.stdout.splitlines()[-1])
+    assert summary["errors"] == 0
+    assert summary["search_c16_qps"] > 0
+    assert summary["limit_b64_qps"] > 0
+    assert summary["search_c16_over_limit"] > 0.05
+    assert summary["embed_mean_batch"] > 1
+    (record,) = tmp_path.glob("*.json")
+    written = json.loads(record.read_text(encoding="utf-8"))
+    assert written["summary"] == summary
+    assert written["machine"]["cores"] >= 1
+    assert written["rounds"][0]["runs"][0]["models"]["embed"]["executions"] > 0
+    assert record.with_suffix(".md").read_text(encoding="utf-8").startswith("| load |")
