@@ -60,16 +60,26 @@ class Plan:
     """What a round consists of; windows and pieces in seconds."""
 
     search_clients: tuple[int, ...]
+    """The first one is compared with the limit, which is measured before and after it."""
     rag_clients: tuple[int, ...]
+    crowd: int
+    """Clients of one more load of `rag`, measured once after the rounds; 0 is none."""
     rounds: int
     window_s: float
     piece_s: float
 
+    @property
+    def rag_loads(self) -> tuple[int, ...]:
+        """The clients of all loads of `rag`."""
+        return (*self.rag_clients, self.crowd) if self.crowd else self.rag_clients
 
-FULL = Plan((64, 1, 8), (1, 8, 64), rounds=3, window_s=0.8, piece_s=1.5)
-SHORT = Plan((16,), (), rounds=1, window_s=0.6, piece_s=1.0)
+
+FULL = Plan((64, 1, 8), (1, 8), crowd=64, rounds=3, window_s=0.8, piece_s=1.5)
+SHORT = Plan((16,), (), crowd=0, rounds=1, window_s=0.6, piece_s=1.0)
 RAG_WINDOWS = 2.0
-"""Answers take longer than searches, and so do their windows."""
+CROWD_WINDOWS = 8.0
+"""Factors on the window: answers take longer than searches, and a crowd's first one, which is
+dropped, has to be as long as the queue that forms before the engine."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +104,7 @@ class Round:
     """The measurements of one round. ``limits`` are questions/s before and after each search."""
 
     limits: list[float] = field(default_factory=list)
-    limit_latency_ms: float = 0.0
+    limit_latency_ms: float | None = None
     engine_tokens_per_s: float | None = None
     runs: list[Run] = field(default_factory=list)
     ratios: dict[int, float] = field(default_factory=dict)
@@ -143,6 +153,11 @@ class Bench:
             say(f"  in process, the bare engine with {ENGINE_BATCH} prompts at a time")
             found.engine_tokens_per_s = self._engine.tokens_per_s(ENGINE_BATCH, self._plan.piece_s)
         return found
+
+    def crowd(self) -> Round:
+        """Measure `rag` with far more clients than the engine takes at a time."""
+        window_s = CROWD_WINDOWS * self._plan.window_s
+        return Round(runs=[self._run(Load("rag", self._plan.crowd, window_s, streaming=True))])
 
     def close(self) -> None:
         """Free what was loaded."""
@@ -202,6 +217,8 @@ def _measure(options: argparse.Namespace, plan: Plan) -> int:
         try:
             bench.warm_up()
             rounds = _rounds(bench, plan, began + options.budget)
+            if plan.crowd:
+                rounds.append(bench.crowd())
             memory_mb = each.memory_mb()
         finally:
             bench.close()
@@ -241,7 +258,7 @@ def _summary(plan: Plan, rounds: Sequence[Round]) -> dict[str, Any]:
         f"{key}_min": round(min(ratios), 3) if ratios else None,
         f"{key}_max": round(max(ratios), 3) if ratios else None,
         f"limit_b{LIMIT_BATCH}_qps": _median([limit for r in rounds for limit in r.limits]),
-        "limit_b1_p50_ms": _median([each.limit_latency_ms for each in rounds], 3),
+        "limit_b1_p50_ms": _median(_latencies(rounds), 3),
         "embed_mean_batch": _median(
             [run.models["embed"].mean_batch for run in _runs(rounds, "search", key_clients)], 2
         ),
@@ -251,12 +268,12 @@ def _summary(plan: Plan, rounds: Sequence[Round]) -> dict[str, Any]:
         summary[f"search_c{clients}_qps"] = _median(of(lambda found: found.qps))
         summary[f"search_c{clients}_p50_ms"] = _median(of(lambda found: found.latency.p50), 3)
         summary[f"search_c{clients}_p95_ms"] = _median(of(lambda found: found.latency.p95), 3)
-    for clients in plan.rag_clients:
+    for clients in plan.rag_loads:
         of = _figures(rounds, "rag", clients)
         summary[f"rag_c{clients}_ttft_ms"] = _median(of(_ttft))
         summary[f"rag_c{clients}_tokens_per_s"] = _median(of(lambda found: found.tokens_per_s))
     summary |= _compared(rounds, summary)
-    summary["rounds"] = len(rounds)
+    summary["rounds"] = len(_latencies(rounds))
     summary["errors"] = sum(run.errors for each in rounds for run in each.runs)
     return summary
 
@@ -266,7 +283,8 @@ def _compared(rounds: Sequence[Round], summary: dict[str, Any]) -> dict[str, Any
     over_ms, over_engine = [], []
     for each in rounds:
         by = {(run.load.model, run.load.clients): run.measured for run in each.runs}
-        if alone := by.get(("search", 1)):
+        alone = by.get(("search", 1))
+        if alone and each.limit_latency_ms:
             over_ms.append(alone.latency.p50 - each.limit_latency_ms)
         rag = by.get(("rag", ENGINE_BATCH))
         if rag and rag.tokens_per_s and each.engine_tokens_per_s:
@@ -285,12 +303,11 @@ def _table(plan: Plan, rounds: Sequence[Round], summary: dict[str, Any]) -> str:
     head = ("load", "requests/s", "p50 ms", "p95 ms", "first token p50 ms", "tokens/s",
             "mean batch of embed")  # fmt: skip
     loads = [("search", clients) for clients in sorted(plan.search_clients)]
-    loads += [("rag", clients) for clients in plan.rag_clients]
+    loads += [("rag", clients) for clients in plan.rag_loads]
     rows = [_row(rounds, model, clients) for model, clients in loads]
     limits = [limit for each in rounds for limit in each.limits]
-    latencies = [each.limit_latency_ms for each in rounds]
     rows.append([f"in process, batch {LIMIT_BATCH}", _spread(limits), *[""] * 4, str(LIMIT_BATCH)])
-    rows.append(["in process, batch 1", "", _spread(latencies), *[""] * 3, "1"])
+    rows.append(["in process, batch 1", "", _spread(_latencies(rounds)), *[""] * 3, "1"])
     engine = [each.engine_tokens_per_s for each in rounds if each.engine_tokens_per_s]
     if engine:
         rows.append([f"bare engine, {ENGINE_BATCH} prompts", *[""] * 4, _spread(engine), ""])
@@ -301,7 +318,8 @@ def _table(plan: Plan, rounds: Sequence[Round], summary: dict[str, Any]) -> str:
             *("| " + " | ".join(cells) + " |" for cells in lines),
             "",
             f"`search` at {plan.search_clients[0]} clients over the in-process limit: "
-            f"**{_spread(ratios, 3)}**; medians of {len(rounds)} rounds (lowest–highest), "
+            f"**{_spread(ratios, 3) or 'not measured'}**; medians of {summary['rounds']} rounds "
+            "(lowest–highest), "
             f"{summary['errors']} errors, server memory {summary['server_rss_mb']} MB.",
         ]
     )
@@ -340,6 +358,10 @@ def _runs(rounds: Sequence[Round], model: str, clients: int) -> list[Run]:
 
 def _ttft(found: Measured) -> float | None:
     return found.first_token.p50 if found.first_token else None
+
+
+def _latencies(rounds: Sequence[Round]) -> list[float]:
+    return [ms for each in rounds if (ms := each.limit_latency_ms) is not None]
 
 
 def _median(values: Sequence[float], digits: int = 1) -> float | None:
@@ -427,8 +449,8 @@ def _options() -> argparse.Namespace:
     add("--short", action="store_true", help="search at 16 clients only, once: a check, about 15 s")
     add("--rounds", type=int, help="repeats of everything (default: 3; 1 with --short)")
     add("--scale", type=float, default=1.0, help="factor on all measuring times (default: 1)")
-    add("--budget", type=float, default=165, help="seconds after which no round begins that "
-        "would end later (default: 165)")  # fmt: skip
+    add("--budget", type=float, default=130, help="seconds after which no round begins that "
+        "would end later (default: 130)")  # fmt: skip
     add("--repository", type=Path, default=REPOSITORY, help="model repository to serve")
     add("--index-dir", type=Path, help="index to serve (default: a new one of samples/handbook)")
     add("--questions", type=Path, default=QUESTIONS, help="perf_analyzer's input data")

@@ -253,10 +253,12 @@ def _units(blocks: Iterable[Block]) -> Iterator[_Unit]:
     above = None
     for block in blocks:
         before = "\n" if above and above.kind == block.kind == "item" else "\n\n"
-        marker = block.marker
+        marker, last = block.marker, None
         for start, end in _lines(block) if block.kind in _LINEWISE else _sentences(block):
+            if last is not None:
+                before, marker = block.text[last:start], ""
             yield _Unit(block, before, marker, start, end)
-            before, marker = block.text[end : _after_blanks(block.text, end)], ""
+            last = end
         above = block
 
 

@@ -133,7 +133,13 @@ TOP_P = TensorSpec("top_p", "FP32", (1,), "nucleus sampling bound, above 0 to 1 
 TOP_K_SAMPLING = TensorSpec(
     "top_k_sampling", "INT32", (1,), "sample among the k likeliest tokens; 0 (default) is all", True
 )
-SEED = TensorSpec("seed", "INT64", (1,), "seed of the sampling, 0 or more", True)
+SEED = TensorSpec(
+    "seed",
+    "INT64",
+    (1,),
+    "seed of the sampling, 0 or more (refused by the local engine on a CPU)",
+    True,
+)
 STOP = TensorSpec(
     "stop", "STRING", (-1,), f"up to {MAX_STOP_STRINGS} strings that end the answer", True
 )

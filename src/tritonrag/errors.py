@@ -12,7 +12,8 @@
         └── InternalError          INTERNAL
 
 This module knows neither ``pb_utils`` nor ``tritonclient``: the code is a name, which
-``tritonrag.backend`` turns into a ``TritonError`` and ``tritonrag.client`` reads back.
+``tritonrag.backend`` turns into a ``TritonError`` and ``tritonrag.client`` reads back. Triton drops
+the code of an error in a stream, so that every message starts with it (:func:`tagged`).
 """
 
 from __future__ import annotations
@@ -87,6 +88,17 @@ _BY_CODE: dict[str, type[TritonragError]] = {
         InternalError,
     )
 }  # fmt: skip
+
+
+def tagged(error: TritonragError) -> str:
+    """Return the message as the server sends it: the code, a colon and the text."""
+    return f"{error.code}: {error}"
+
+
+def from_tagged(message: str) -> TritonragError | None:
+    """Return the error that :func:`tagged` wrote, or None where the message is not of that form."""
+    code, _, text = message.partition(": ")
+    return from_code(code, text) if code in _BY_CODE and text else None
 
 
 def from_code(code: str, message: str) -> TritonragError:

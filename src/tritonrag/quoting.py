@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from sentencex import segment
 
@@ -66,24 +66,27 @@ def quotes(citations: Iterable[tuple[int, str]]) -> Iterator[str]:
                 yield f"{sentence} {mark(number)}"
 
 
-def quote_grammar(citations: Iterable[tuple[int, str]]) -> str:
+def literal(text: str) -> str:
+    """Return ``text`` as a Lark string literal; JSON's escapes are a subset of Lark's."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def quote_grammar(
+    citations: Iterable[tuple[int, str]], spell: Callable[[str], str | None] = literal
+) -> str:
     """Return the Lark grammar of answers that only quote ``(mark number, passage text)`` pairs.
 
-    A leading space is allowed, since many tokenizers join it to the first word.
+    A leading space is allowed, since many tokenizers join it to the first word. ``spell`` writes a
+    quote as Lark terminals where an engine needs more than a literal, or None where it cannot.
     """
-    alternatives = " | ".join(_literal(quote) for quote in quotes(citations))
+    alternatives = " | ".join(filter(None, map(spell, quotes(citations))))
     if not alternatives:
-        return f'start: " "? {_literal(REFUSAL)}'
+        return f'start: " "? {literal(REFUSAL)}'
     return (
-        f'start: " "? (answer | {_literal(REFUSAL)})\n'
+        f'start: " "? (answer | {literal(REFUSAL)})\n'
         f'answer: quote (" " quote){{0,{MAX_QUOTES - 1}}}\n'
         f"quote: {alternatives}"
     )
-
-
-def _literal(text: str) -> str:
-    """Return ``text`` as a Lark string literal; JSON's escapes are a subset of Lark's."""
-    return json.dumps(text, ensure_ascii=False)
 
 
 def _readable(text: str) -> str:

@@ -343,7 +343,9 @@ def _answer(spec: ModelSpec, rows: int, response: Any) -> Answer:
     assert isinstance(response, InferenceResponse)
     error = response.error()
     if error is not None:
-        return Answer({}, error.code().name, error.message())
+        code, message = error.code().name, error.message()
+        assert message.startswith(f"{code}: "), message
+        return Answer({}, code, message.removeprefix(f"{code}: "))
     values = {tensor.name(): tensor.received() for tensor in response.output_tensors()}
     assert set(values) == {each.name for each in spec.outputs}
     for each in spec.outputs:

@@ -45,10 +45,7 @@ def stream(
     arrived: queue.SimpleQueue[Any] = queue.SimpleQueue()
     client = triton.InferenceServerClient(url)
     try:
-        client.start_stream(
-            lambda result, error: arrived.put(error or result),
-            headers={"triton_grpc_error": "true"},
-        )
+        client.start_stream(lambda result, error: arrived.put(error or result))
         client.async_stream_infer(
             model, inputs(**fields), request_id=request_id, enable_empty_final_response=True
         )

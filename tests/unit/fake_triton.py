@@ -116,14 +116,14 @@ class Models:
     def _fail(request: Request) -> None:
         where = f"in ensemble '{request.model}', "
         if request.inputs.get("question") == [" "]:
-            raise Fault(grpc.StatusCode.INVALID_ARGUMENT, 400, where + "question: is blank")
+            raise Fault(grpc.StatusCode.INVALID_ARGUMENT, 400, where + "INVALID_ARG: question: is blank")
         if request.inputs.get("collection") == ["nope"]:
-            message = where + "collection: no collection is called 'nope'"
+            message = where + "NOT_FOUND: collection: no collection is called 'nope'"
             raise Fault(grpc.StatusCode.NOT_FOUND, 404, message)
         if request.inputs.get("question") == ["busy"]:
-            raise Fault(grpc.StatusCode.UNAVAILABLE, 503, "generate: its queue is full (1)")
+            raise Fault(grpc.StatusCode.UNAVAILABLE, 503, "UNAVAILABLE: generate: its queue is full (1)")
         if request.inputs.get("question") == ["bug"]:
-            raise Fault(grpc.StatusCode.INTERNAL, 500, "internal error; log id 1")
+            raise Fault(grpc.StatusCode.INTERNAL, 500, "INTERNAL: internal error; log id 1")
 
 
 def _named(values: tuple[str, str, str, str]) -> dict[str, str]:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import triton_python_backend_utils as pb_utils
 
 from tritonrag.contract import TensorSpec
-from tritonrag.errors import InternalError, InvalidRequest, TritonragError
+from tritonrag.errors import InternalError, InvalidRequest, TritonragError, tagged
 
 Value = TypeVar("Value")
 Answer = TypeVar("Answer")
@@ -84,7 +84,7 @@ def error_response(error: Exception) -> Any:
     known = error if isinstance(error, TritonragError) else _logged(error)
     code = getattr(pb_utils.TritonError, known.code, pb_utils.TritonError.INTERNAL)
     return pb_utils.InferenceResponse(
-        output_tensors=[], error=pb_utils.TritonError(str(known), code)
+        output_tensors=[], error=pb_utils.TritonError(tagged(known), code)
     )
 
 

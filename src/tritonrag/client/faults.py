@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 import grpc
 import httpx
 
-from tritonrag.contract import MODELS
 from tritonrag.errors import (
     DeadlineExceeded,
     InternalError,
@@ -21,6 +20,7 @@ from tritonrag.errors import (
     TritonragError,
     Unavailable,
     from_code,
+    from_tagged,
 )
 
 T = TypeVar("T")
@@ -34,20 +34,12 @@ _HTTP_CODES = {
     504: "DEADLINE_EXCEEDED",
 }
 
-_FIELDS = "|".join(sorted({tensor.name for model in MODELS.values() for tensor in model.inputs}))
-
 _STREAMED = {
-    "NOT_FOUND": re.compile(r"collection: no collection|.*unknown model"),
-    "UNAVAILABLE": re.compile(
-        r"generate: its queue is full|.*timeout expired|.*maximum queue size"
-        r"|LLM endpoint \S+ (?:answered (?:429|5\d\d)|no answer within|cannot be reached)",
-        re.I,
-    ),
-    "INVALID_ARG": re.compile(
-        rf"(?:{_FIELDS}): |.*inference input|.*number of inputs|LLM endpoint \S+ answered 4"
-    ),
+    "UNAVAILABLE": re.compile(r"timeout expired|maximum queue size", re.I),
+    "NOT_FOUND": re.compile(r"unknown model", re.I),
+    "INVALID_ARG": re.compile(r"inference input|number of inputs", re.I),
 }
-"""How the text of an error in a stream begins, by its code; see :func:`from_stream`."""
+"""What Triton's own errors in a stream say, by the code that it leaves out there."""
 
 _PREFIX = re.compile(r"^(?:in ensemble '[^']*', |\[request id: [^\]]*\] )+")
 
@@ -60,7 +52,8 @@ _LOST = re.compile(
 
 def from_triton(code: str, message: str) -> TritonragError:
     """Return the error for a status name, without what Triton put before the model's message."""
-    return from_code(code, _PREFIX.sub("", message))
+    text = _PREFIX.sub("", message)
+    return from_tagged(text) or from_code(code, text)
 
 
 def from_http(status: int, message: str) -> TritonragError:
@@ -73,12 +66,10 @@ def from_stream(message: str) -> TritonragError:
 
     Over HTTP each such error has status 400, whatever happened. Over gRPC the header
     ``triton_grpc_error`` asks for a status, but release 24.10 then crashes (signal 11) on some of
-    the failing streams. So the kind is told from the text: the models name the field first where
-    the request is at fault.
+    the failing streams. The models put the code into the text; Triton itself does not.
     """
-    text = _PREFIX.sub("", message)
-    known = (code for code, texts in _STREAMED.items() if texts.match(text))
-    return from_code(next(known, "INTERNAL"), text)
+    codes = (code for code, texts in _STREAMED.items() if texts.search(message))
+    return from_triton(next(codes, "INTERNAL"), message)
 
 
 class Deadline:

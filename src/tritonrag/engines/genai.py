@@ -7,6 +7,7 @@ thread that made it, so ``submit`` and ``cancel`` only put a command into that t
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -25,6 +26,7 @@ from tokenizers.decoders import DecodeStream
 
 from tritonrag.artifacts import LLM_DIR, LlmManifest, read_json
 from tritonrag.engines.admission import CANCEL_POLL_S, Admission
+from tritonrag.engines.spelling import speller
 from tritonrag.errors import InternalError, InvalidRequest, SetupError, Unavailable
 from tritonrag.generation import Generation, Sink, TextStream
 from tritonrag.quoting import REFUSAL, quote_grammar
@@ -63,8 +65,9 @@ class GenaiEngine:
         self._manifest = LlmManifest.load(repository)
         folder = repository / LLM_DIR
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self._spell = speller(self._tokenizer)
         engine = read_json(folder / "genai_config.json").get("engine", {})
-        self._seedable = "dynamic_batching" in engine
+        self._dynamic = "dynamic_batching" in engine
         self._closed = False
         self._admission = Admission(queue_size)
         self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
@@ -116,7 +119,7 @@ class GenaiEngine:
             raise InvalidRequest(
                 f"max_tokens: is {generation.max_tokens}, expected 1 to {context} (the context)"
             )
-        if generation.seed is not None and generation.temperature > 0 and not self._seedable:
+        if generation.seed is not None and generation.temperature > 0 and not self._dynamic:
             raise InvalidRequest(
                 "seed: this LLM batches statically (as on the CPU), where one request's sampling "
                 "cannot be seeded; leave it out, or set temperature to 0"
@@ -133,14 +136,18 @@ class GenaiEngine:
 
     def _own(self, folder: Path, threads: int, ready: queue.SimpleQueue[Exception | None]) -> None:
         try:
-            self._engine = og.Engine(_load(folder, threads))
-            self._events = self._engine.create_event_buffer(256)
+            self._model = _load(folder, threads)
+            self._make_engine()
             self._warm_up()
         except Exception as error:  # whatever the library raises, the load has failed
             ready.put(error)
             return
         ready.put(None)
         self._loop()
+
+    def _make_engine(self) -> None:
+        self._engine = og.Engine(self._model)
+        self._events = self._engine.create_event_buffer(256)
 
     def _warm_up(self) -> None:
         """Run one constrained token: the first use of guidance builds tables for 0.2 s."""
@@ -181,19 +188,34 @@ class GenaiEngine:
         try:
             request = self._engine.create_request()
             turn = _Turn(generation, stream, request, DecodeStream(skip_special_tokens=True))
-            turn.turn_id = request.begin_turn(prompt, _options(request, generation))
+            turn.turn_id = request.begin_turn(prompt, self._options(request, generation))
         except Exception as error:  # the library's own; nothing of it concerns other requests
             self._admission.leave()
             stream.fail(InternalError(f"generate: the engine refused the request: {error}"))
             return
         self._turns[id(request)] = turn
 
+    def _options(self, request: Any, generation: Generation) -> og.TurnOptions:
+        options = og.TurnOptions(request)
+        options.set_max_generated_tokens(generation.max_tokens)
+        sampled = generation.temperature > 0
+        options.set_do_sample(sampled)
+        if sampled:  # the library refuses these beside greedy decoding
+            options.set_temperature(generation.temperature)
+            options.set_top_p(generation.top_p)
+            options.set_top_k(generation.top_k)
+        if sampled and generation.seed is not None:
+            options.set_seed(generation.seed)
+        if generation.grounding == "quote":
+            grammar = quote_grammar(generation.passages, self._spell)
+            options.set_guidance("lark_grammar", grammar)
+        return options
+
     def _step(self) -> None:
         try:
             self._engine.run(self._events)
         except Exception as error:  # a failed step loses the batch, not the server
-            for turn in list(self._turns.values()):
-                self._end(turn, InternalError(f"generate: the engine failed: {error}"))
+            self._start_again(InternalError(f"generate: the engine failed: {error}"))
             return
         for event in self._events:
             receiver = self._turns.get(id(event.request))
@@ -209,10 +231,22 @@ class GenaiEngine:
                 turn.stopped = True
                 turn.request.cancel_turn(turn.turn_id)
         if flags & int(og.EngineEventFlags.FAILED):
-            self._end(turn, InternalError(f"generate: the engine failed ({event.error_code})"))
+            self._fail(turn, InternalError(f"generate: the engine failed ({event.error_code})"))
         elif flags & int(og.EngineEventFlags.TURN_FINISHED):
             turn.stream.usage.cached_tokens = event.usage.cached_prompt_tokens
             self._end(turn, "stop" if turn.stopped else _REASONS.get(event.finish_reason, "error"))
+
+    def _fail(self, turn: _Turn, error: InternalError) -> None:
+        if self._dynamic:
+            self._end(turn, error)
+        else:  # a static batch fails as a whole, and its engine takes no more requests
+            self._start_again(error)
+
+    def _start_again(self, error: InternalError) -> None:
+        """End everything that runs and replace the engine; the loaded model stays."""
+        for turn in list(self._turns.values()):
+            self._end(turn, error)
+        self._make_engine()
 
     def _end(self, turn: _Turn, outcome: str | InternalError) -> None:
         del self._turns[id(turn.request)]
@@ -221,7 +255,8 @@ class GenaiEngine:
             turn.stream.finish(outcome)
         else:
             turn.stream.fail(outcome)
-        turn.request.close()
+        with contextlib.suppress(Exception):  # a failed engine refuses even that
+            turn.request.close()
 
     def _end_all(self) -> None:
         for turn in list(self._turns.values()):
@@ -247,17 +282,3 @@ def _load(folder: Path, threads: int) -> og.Model:
     config = og.Config(str(folder))
     config.overlay(json.dumps({"model": {"decoder": {"session_options": session}}}))
     return og.Model(config)
-
-
-def _options(request: Any, generation: Generation) -> og.TurnOptions:
-    options = og.TurnOptions(request)
-    options.set_max_generated_tokens(generation.max_tokens)
-    options.set_do_sample(generation.temperature > 0)
-    options.set_temperature(generation.temperature)
-    options.set_top_p(generation.top_p)
-    options.set_top_k(generation.top_k)
-    if generation.seed is not None and generation.temperature > 0:
-        options.set_seed(generation.seed)
-    if generation.grounding == "quote":
-        options.set_guidance("lark_grammar", quote_grammar(generation.passages))
-    return options

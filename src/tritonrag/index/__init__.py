@@ -8,9 +8,10 @@
       <snapshot>/passages.offsets.npy  uint64, where each passage starts; one more than passages
       <snapshot>/vectors.faiss         row i is the embedding of passage i
 
-``Retriever`` serves live snapshots, ``IndexWriter`` builds the next one, ``catalogue`` reports on
-them. This package knows neither Triton nor the client: embeddings reach it as arrays or through
-the ``Embedder`` protocol.
+``Retriever`` serves live snapshots, ``adding.Adder`` makes the next one from files, ``store``
+writes it and rolls back, ``catalogue`` reports. This package knows neither Triton nor the client:
+embeddings reach it as arrays or through the ``Embedder`` protocol. The names below are those that
+serving needs; they import no parser.
 """
 
 from __future__ import annotations

@@ -83,8 +83,10 @@ def _run_all(
     try:
         for future in as_completed(futures):
             on_embedded(future.result())
-    finally:  # After Ctrl-C or an error: do not start what has not begun.
-        executor.shutdown(wait=True, cancel_futures=True)
+    finally:
+        # After Ctrl-C or an error nothing new starts, and what is under way is left to its caller,
+        # which ends it by closing the client.
+        executor.shutdown(wait=False, cancel_futures=True)
 
 
 def _patiently(call: Callable[[], Floats], waits: Sequence[float]) -> Floats:

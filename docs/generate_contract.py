@@ -1,0 +1,92 @@
+"""Writes docs/contract.md from ``tritonrag.contract``: ``python docs/generate_contract.py``.
+
+A test fails while the page differs from what this program would write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from tritonrag import contract
+from tritonrag.contract import MODELS, ModelSpec, TensorSpec
+from tritonrag.errors import TritonragError
+
+PAGE = Path(__file__).with_name("contract.md")
+
+HEAD = """\
+# The contract
+
+<!-- Written by docs/generate_contract.py from src/tritonrag/contract.py: change that file. -->
+
+Every served model with its tensors and limits. Shapes are per request, without the batch dimension;
+-1 varies. The `config.pbtxt` of each model is held to this by a test.
+"""
+
+LIMITS = (
+    ("question", f"1 to {contract.MAX_QUESTION_BYTES} bytes of UTF-8, not blank"),
+    ("text with role `passage`", f"1 to {contract.MAX_TEXT_BYTES} bytes of UTF-8, not blank"),
+    ("history", f"{contract.MAX_HISTORY_BYTES} bytes of JSON"),
+    ("prompt", f"{contract.MAX_PROMPT_BYTES} bytes of UTF-8, and the LLM's context"),
+    ("top_k", f"{contract.MIN_TOP_K} to {contract.MAX_TOP_K}"),
+    ("max_tokens", "1 to the LLM's context"),
+    ("temperature", f"0 to {contract.MAX_TEMPERATURE:g}"),
+    ("stop", f"{contract.MAX_STOP_STRINGS} strings of 1 to {contract.MAX_STOP_BYTES} bytes"),
+    ("collection", f"`{contract.COLLECTION_PATTERN}`"),
+    ("batch of a stateless model", str(contract.MAX_BATCH_SIZE)),
+)
+
+
+def page() -> str:
+    """Return the whole page."""
+    parts = [HEAD, *map(_model, MODELS.values()), _limits(), _errors()]
+    return "\n".join(parts)
+
+
+def _model(spec: ModelSpec) -> str:
+    kind = f"{spec.backend}{', decoupled' if spec.decoupled else ''}"
+    steps = f" Steps: {', '.join(f'`{step}`' for step in spec.steps)}." if spec.steps else ""
+    table = _table(
+        ("", "tensor", "type", "shape", ""),
+        [*_rows("in", spec.inputs), *_rows("out", spec.outputs)],
+    )
+    batch = f"Largest batch: {spec.max_batch_size}."
+    return f"## `{spec.name}` ({kind})\n\n{spec.doc}{steps} {batch}\n\n{table}"
+
+
+def _rows(direction: str, specs: tuple[TensorSpec, ...]) -> Iterator[tuple[str, ...]]:
+    for spec in specs:
+        label = f"{direction}, optional" if spec.optional else direction
+        yield label, f"`{spec.name}`", spec.dtype, str(list(spec.dims)), spec.doc
+
+
+def _limits() -> str:
+    rows = [(f"`{name}`" if name.islower() and " " not in name else name, limit) for name, limit
+            in LIMITS]  # fmt: skip
+    return f"## Limits\n\n{_table(('what', 'limit'), rows)}"
+
+
+def _errors() -> str:
+    rows = [
+        (f"`{kind.code}`", f"`{kind.__name__}`", (kind.__doc__ or "").splitlines()[0])
+        for kind in _leaves(TritonragError)
+    ]
+    return f"## Errors\n\n{_table(('code', 'in Python', ''), rows)}"
+
+
+def _leaves(kind: type[TritonragError]) -> Iterator[type[TritonragError]]:
+    below = [each for each in kind.__subclasses__() if each.__module__ == kind.__module__]
+    if not below:
+        yield kind
+    for each in below:
+        yield from _leaves(each)
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = [head, tuple("---" for _ in head), *rows]
+    escaped = ([cell.replace("|", "\\|") for cell in line] for line in lines)
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in escaped)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")

@@ -1,0 +1,147 @@
+"""Every config.pbtxt and model.py of the model repository, held to the contract."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
+from tritonrag.contract import MODELS, ModelSpec, TensorSpec
+
+REPOSITORY = Path(__file__).parents[2] / "model_repository"
+MAX_MODEL_LINES = 60
+
+ENSEMBLES = [spec for spec in MODELS.values() if spec.steps]
+SINGLE = [spec for spec in MODELS.values() if not spec.steps]
+PYTHON = [spec for spec in SINGLE if spec.backend == "python"]
+
+
+def config(name: str) -> Any:
+    """Return a parsed config; an unknown field or a wrong type fails here."""
+    text = (REPOSITORY / name / "config.pbtxt").read_text(encoding="utf-8")
+    return text_format.Parse(text, model_config_pb2.ModelConfig())
+
+
+def dtype(tensor: Any) -> str:
+    return model_config_pb2.DataType.Name(tensor.data_type).removeprefix("TYPE_")
+
+
+def tensors(spec: ModelSpec | tuple[TensorSpec, ...]) -> list[tuple[Any, ...]]:
+    return [(each.name, each.dtype, each.dims, each.optional) for each in spec]
+
+
+def test_the_repository_holds_the_models_of_the_contract_and_nothing_else() -> None:
+    """Triton takes every folder in it for a model."""
+    assert {path.name for path in REPOSITORY.iterdir()} == set(MODELS)
+    for name in MODELS:
+        assert (REPOSITORY / name / "config.pbtxt").is_file()
+        assert (REPOSITORY / name / "1").is_dir()
+
+
+@pytest.mark.parametrize("spec", MODELS.values(), ids=MODELS)
+def test_names_types_and_shapes(spec: ModelSpec) -> None:
+    found = config(spec.name)
+
+    assert found.name == spec.name
+    assert (found.platform or found.backend) == spec.backend
+    assert found.max_batch_size == spec.max_batch_size
+    assert found.model_transaction_policy.decoupled == (spec.decoupled and not spec.steps)
+    assert [
+        (each.name, dtype(each), tuple(each.dims), each.optional) for each in found.input
+    ] == tensors(spec.inputs)
+    assert [(each.name, dtype(each), tuple(each.dims)) for each in found.output] == [
+        each[:3] for each in tensors(spec.outputs)
+    ]
+
+
+@pytest.mark.parametrize("spec", SINGLE, ids=lambda spec: spec.name)
+def test_a_queue_has_a_size_and_a_timeout(spec: ModelSpec) -> None:
+    found = config(spec.name)
+    policy = found.dynamic_batching.default_queue_policy
+
+    assert found.WhichOneof("scheduling_choice") == "dynamic_batching"
+    assert policy.max_queue_size > 0
+    assert policy.default_timeout_microseconds > 0
+    assert policy.timeout_action == model_config_pb2.ModelQueuePolicy.REJECT
+    assert len(found.instance_group) == 1, "one instance is one copy of what it loads"
+    assert found.instance_group[0].count == 1
+
+
+@pytest.mark.parametrize("spec", ENSEMBLES, ids=lambda spec: spec.name)
+def test_an_ensembles_steps(spec: ModelSpec) -> None:
+    steps = config(spec.name).ensemble_scheduling.step
+
+    assert tuple(step.model_name for step in steps) == spec.steps
+    for step in steps:
+        model = MODELS[step.model_name]
+        inputs = {each.name: each for each in model.inputs}
+        assert set(step.input_map) <= set(inputs)
+        assert {name for name, each in inputs.items() if not each.optional} <= set(step.input_map)
+        assert set(step.output_map) <= {each.name for each in model.outputs}
+
+
+@pytest.mark.parametrize("spec", ENSEMBLES, ids=lambda spec: spec.name)
+def test_an_ensembles_tensors_flow(spec: ModelSpec) -> None:
+    """What a step reads was given or made before, of the same type; every input is used."""
+    known = {each.name: each.dtype for each in spec.inputs}
+    used = set()
+    for step in config(spec.name).ensemble_scheduling.step:
+        model = MODELS[step.model_name]
+        types = {each.name: each.dtype for each in (*model.inputs, *model.outputs)}
+        for tensor, source in step.input_map.items():
+            assert known[source] == types[tensor], f"{step.model_name}.{tensor}"
+            used.add(source)
+        known |= {source: types[tensor] for tensor, source in step.output_map.items()}
+
+    assert {each.name for each in spec.inputs} <= used
+    assert {each.name for each in spec.outputs} <= set(known)
+
+
+@pytest.mark.parametrize("spec", ENSEMBLES, ids=lambda spec: spec.name)
+def test_an_optional_input_of_an_ensemble_is_optional_in_its_steps(spec: ModelSpec) -> None:
+    optional = {each.name for each in spec.inputs if each.optional}
+    for step in config(spec.name).ensemble_scheduling.step:
+        inputs = {each.name: each for each in MODELS[step.model_name].inputs}
+        for tensor, source in step.input_map.items():
+            assert inputs[tensor].optional or source not in optional
+
+
+def test_a_decoupled_step_comes_last() -> None:
+    """Triton refuses an ensemble that joins tensors from before and after one."""
+    for spec in ENSEMBLES:
+        assert not any(MODELS[step].decoupled for step in spec.steps[:-1])
+        assert MODELS[spec.steps[-1]].decoupled == spec.decoupled
+
+
+@pytest.mark.parametrize("spec", PYTHON, ids=lambda spec: spec.name)
+def test_a_model_is_a_small_adapter_with_its_tensor_table(spec: ModelSpec) -> None:
+    source = (REPOSITORY / spec.name / "1" / "model.py").read_text(encoding="utf-8")
+    table = ast.get_docstring(ast.parse(source)) or ""
+
+    assert len(source.splitlines()) <= MAX_MODEL_LINES
+    assert table.startswith(f"{spec.name}: ")
+    for direction, group in (("in ", spec.inputs), ("out", spec.outputs)):
+        rows = " ".join(re.findall(rf"(?m)^\| {direction} .*(?:\n\|  .*)*", table))
+        for each in group:
+            assert re.search(rf"\b{each.name}\b", rows), f"{direction} {each.name}"
+
+
+@pytest.mark.parametrize("spec", PYTHON, ids=lambda spec: spec.name)
+def test_a_model_imports_the_installed_package_only(spec: ModelSpec) -> None:
+    """A file beside model.py loses against site-packages, and pb_utils has no classes yet."""
+    source = (REPOSITORY / spec.name / "1" / "model.py").read_text(encoding="utf-8")
+    imported = {
+        name.split(".")[0]
+        for node in ast.walk(ast.parse(source))
+        for name in (
+            [alias.name for alias in node.names] if isinstance(node, ast.Import)
+            else [str(node.module)] if isinstance(node, ast.ImportFrom) else []
+        )
+    }  # fmt: skip
+
+    assert imported <= {"__future__", "json", "typing", "numpy", "tritonrag"}

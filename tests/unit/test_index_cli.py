@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import inspect
+import json
+from pathlib import Path
+
+import pytest
+from index_samples import HashEmbedder, install, write
+from typer.testing import CliRunner, Result
+
+from tritonrag.chunking import ChunkSettings
+from tritonrag.cli import index as commands
+from tritonrag.errors import InvalidRequest, NotFound, SetupError
+from tritonrag.settings import INDEX_DIR_VARIABLE, REPOSITORY_VARIABLE, URL_VARIABLE
+
+
+class FakeClient(HashEmbedder):
+    def __init__(self, *args: object) -> None:
+        super().__init__()
+
+    def __enter__(self) -> FakeClient:
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(commands, "Client", FakeClient)
+    monkeypatch.chdir(tmp_path)
+    for variable in (INDEX_DIR_VARIABLE, REPOSITORY_VARIABLE, URL_VARIABLE):
+        monkeypatch.delenv(variable, raising=False)
+    install(tmp_path / "model_repository")
+    write(tmp_path / "docs", leave="# Leave\n\n30 days.", pay="# Pay\n\nMonthly.")
+    return tmp_path
+
+
+def run(*arguments: str, code: int = 0) -> Result:
+    result = CliRunner().invoke(commands.app, arguments, catch_exceptions=code == 0)
+    assert result.exit_code == code, result.output
+    return result
+
+
+def add(*arguments: str, code: int = 0) -> Result:
+    options = ("--chunk-tokens", "32", "--chunk-overlap", "8")
+    return run("add", *arguments, *options, code=code)
+
+
+def test_add_twice_then_look() -> None:
+    assert "nothing is indexed" in run("list").stdout
+    assert "2 added, 0 changed, 0 unchanged, 0 failed; 2 passages" in add("docs").stdout
+    assert "nothing changed, 2 files" in add("docs").stdout
+    assert "tiny fp32 (sha256 abababababab)" in run("list").stdout
+    stats = run("stats").stdout
+    assert "2 documents, 2 passages" in stats
+    assert "state:      good" in stats
+    (facts,) = json.loads(run("stats", "--collection", "default", "--json").stdout)["collections"]
+    assert facts["manifest"]["passages"] == 2
+    assert facts["refusal"] is None
+
+
+def test_what_fails_is_named_and_the_rest_is_indexed(place: Path) -> None:
+    (place / "docs" / "bad.md").write_bytes(b"\xff")
+    result = add("docs", "none")
+    assert "not indexed: none: no such file or folder" in result.stderr
+    assert "bad.md: not UTF-8 text: byte 0xff" in result.stderr
+    assert "2 added, 0 changed, 0 unchanged, 2 failed" in result.stdout
+
+
+def test_nothing_to_index_is_an_error(place: Path) -> None:
+    result = add("none", "--json", code=1)
+    assert json.loads(result.stdout)["failures"][0]["reason"] == "no such file or folder"
+    assert not (place / "index").exists()
+
+
+def test_rollback(place: Path) -> None:
+    first = json.loads(add("docs", "--json").stdout)["snapshot"]
+    write(place / "docs", pay="# Pay\n\nWeekly.")
+    second = json.loads(add("docs", "--json").stdout)["snapshot"]
+    result = json.loads(run("rollback", "--json").stdout)
+    assert (result["before"], result["snapshot"]) == (second, first)
+    assert f"{second} is live" in run("rollback", "--to", second).stdout
+    with pytest.raises(NotFound):
+        run("rollback", "--to", "x", code=1)
+    with pytest.raises(NotFound):
+        run("rollback", "--collection", "hr", code=1)
+
+
+def test_stats_shows_a_refusal(place: Path) -> None:
+    snapshot = json.loads(add("docs", "--json").stdout)["snapshot"]
+    (place / "index" / "default" / snapshot / "passages.jsonl").write_text("x")
+    assert "REFUSED:" in run("stats", code=1).stdout
+    (place / "index" / "default" / snapshot / "manifest.json").write_text("x")
+    assert "REFUSED" in run("list").stdout
+
+
+def test_bad_options(place: Path) -> None:
+    with pytest.raises(InvalidRequest, match="--chunk-tokens: 300"):
+        run("add", "docs", "--chunk-tokens", "300", code=1)
+    with pytest.raises(SetupError, match="no model is installed"):
+        run("add", "docs", "--repository", "nowhere", code=1)
+
+
+def test_defaults_are_those_of_the_chunker() -> None:
+    defaults = inspect.signature(commands.add).parameters
+    settings = ChunkSettings()
+    assert defaults["chunk_tokens"].default == settings.tokens
+    assert defaults["chunk_overlap"].default == settings.overlap
