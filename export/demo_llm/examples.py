@@ -74,14 +74,15 @@ class Example:
     ids: list[int]
     prompt_length: int
     weights: list[float]
+    starts: list[int]
     ends: list[int]
     answers: list[bool]
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One step of the curriculum: ``enough`` is the accuracy that ends it, sizes are lower and
-    upper bounds, shares are of the examples."""
+    """One step of the curriculum: ``enough`` is the share of right choices that ends it, sizes are
+    lower and upper bounds, shares are of the examples."""
 
     name: str
     enough: float
@@ -94,13 +95,15 @@ class Stage:
     refused: float
     hard: float
     headed: float = 0.5
+    picked: float = 0.0
 
 
 CURRICULUM = (
-    Stage("short", 0.72, (1, 2), (2, 2), 14, 160, 0.0, 0.3, 0.0, 0.0, 0.1),
-    Stage("medium", 0.70, (2, 3), (1, 3), 28, 300, 0.25, 0.3, 0.1, 0.3, 0.4),
-    Stage("long", 0.75, (3, 4), (2, 4), 45, 550, 0.5, 0.25, 0.15, 0.4, 0.5),
-    Stage("full", 1.0, (4, 4), (2, 9), 120, 980, 0.5, 0.25, 0.18, 0.4, 0.5),
+    Stage("pick", 0.90, (1, 2), (2, 4), 12, 160, 0.0, 0.0, 0.0, 0.0, 0.0, picked=1.0),
+    Stage("short", 0.85, (2, 3), (1, 2), 18, 240, 0.1, 0.3, 0.05, 0.2, 0.2, picked=0.3),
+    Stage("medium", 0.75, (2, 4), (1, 3), 28, 350, 0.3, 0.3, 0.12, 0.3, 0.5, picked=0.1),
+    Stage("long", 0.70, (3, 4), (2, 4), 45, 600, 0.5, 0.25, 0.15, 0.4, 0.5),
+    Stage("full", 1.01, (4, 4), (2, 9), 120, 980, 0.5, 0.25, 0.18, 0.4, 0.5),
 )
 
 
@@ -124,7 +127,10 @@ def encode(task: Task, tokenizer: Tokenizer) -> Example:
         weights += [1.0 if n < CHOICE_TOKENS else FORCED_WEIGHT for n in range(len(body))]
         weights += [MARK_WEIGHT] * len(tail)
     end = tokenizer.token_to_id(END)
-    return Example([*ids, end], len(encoding.ids), [*weights, 0.5], ends, answers)
+    allowed = [s for passage in task.passages for s in passage.sentences] + [REFUSAL]
+    first = {tokenizer.encode(f" {sentence}"[:24]).ids[0] for sentence in allowed}
+    first.add(ids[len(encoding.ids)])
+    return Example([*ids, end], len(encoding.ids), [*weights, 0.5], sorted(first), ends, answers)
 
 
 def window(sentences: Sequence[str], around: Sequence[int], most: int, random: Random) -> range:
@@ -172,6 +178,8 @@ class Sampler:
                 task = self._real(stage, random)
             elif of < stage.real + stage.invented:
                 task = self._invented(stage, random)
+            elif of < stage.real + stage.invented + stage.picked:
+                task = self._picked(stage, random)
             else:
                 task = self._made(stage, random)
             if task:
@@ -202,6 +210,21 @@ class Sampler:
             asked = asked.rstrip("?")
         passage = {"heading": "", "sentences": row["sentences"]}
         return self._task(stage, asked, passage, row["targets"], others, random)
+
+    def _picked(self, stage: Stage, random: Random) -> Task | None:
+        """Return the easiest task: a few short sentences, asked for by words of one of them."""
+        wanted = random.randint(3, 5)
+        found: list[str] = []
+        while len(found) < wanted:
+            sentence = random.choice(self.pool[self._any(random)]["sentences"])
+            if 4 < len(sentence.split()) <= stage.sentence_words and sentence not in found:
+                found.append(sentence)
+        target = random.randrange(wanted)
+        asked = self.asker.topic(found[target], random, 4)
+        cut = random.randint(1, wanted) if stage.passages[1] > 1 else wanted
+        parts = [part for part in (found[:cut], found[cut:]) if part]
+        where = (0, target) if target < cut else (1, target - cut)
+        return Task(asked + "?", tuple(Passage("", tuple(part)) for part in parts), (where,))
 
     def _invented(self, stage: Stage, random: Random) -> Task:
         least, most = stage.sentences

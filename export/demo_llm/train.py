@@ -33,13 +33,14 @@ ROPE_THETA = 500_000.0
 """With the usual 10,000 only 8 of a head's 32 dimensions stay comparable over a full prompt."""
 MIDDLE_LAYER = 3
 """The head that finds sentences reads the output of this layer; the layers above copy."""
-PROMPT_SHARE, PROMPT_WEIGHT, FINDING_WEIGHT = 0.05, 0.1, 0.5
+PROMPT_SHARE, PROMPT_WEIGHT = 0.03, 0.1
+FINDING_WEIGHT, CHOOSING_WEIGHT = 1.0, 0.5
 BATCH_TOKENS = 6144
 DRAWN_BATCHES = 6
 WARMUP_STEPS = 60
 COOLDOWN_SHARE = 0.3
 SAVE_SECONDS = 120
-EARLIER_SHARE = 0.15
+EARLIER_SHARE = 0.2
 
 
 def main() -> None:
@@ -179,11 +180,11 @@ class Trainer:
         return sampler(self.work)
 
     def run(self, stages: Sequence[Stage], seconds: float) -> None:
-        """Train through ``stages`` for a time. A stage ends once the answer's first tokens are
-        predicted well enough; the learning rate falls to 0 over the last part of the time."""
+        """Train through ``stages`` for a time. A stage ends once the answer's first token is
+        chosen well enough; the learning rate falls to 0 over the last part of the time."""
         begun = saved = time.monotonic()
         remaining = list(stages)
-        stage, accuracy, first = remaining.pop(0), 0.0, self.step
+        stage, chosen, first = remaining.pop(0), 0.0, self.step
         while (spent := time.monotonic() - begun) < seconds:
             warm = min(1.0, (self.step - first + 1) / WARMUP_STEPS)
             cool = min(1.0, (1 - spent / seconds) / COOLDOWN_SHARE)
@@ -193,9 +194,9 @@ class Trainer:
             took = time.monotonic() - started
             self.seconds += took
             self._log(stage, spent / seconds, figures, took)
-            accuracy += 0.03 * (figures["accuracy"] - accuracy)
-            if accuracy > stage.enough and remaining:
-                stage, accuracy = remaining.pop(0), 0.0
+            chosen += 0.05 * (figures["chosen"] - chosen)
+            if chosen > stage.enough and remaining:
+                stage, chosen = remaining.pop(0), 0.0
             if time.monotonic() - saved > SAVE_SECONDS:
                 self._save()
                 saved = time.monotonic()
@@ -273,8 +274,22 @@ class Trainer:
         answer = (losses * weights[where]).sum() / weights.sum()
         finding, found = self._finding(batch, output.hidden_states[MIDDLE_LAYER])
         right = (logits.argmax(-1) == ids[:, 1:][where])[weights[where] == 1.0].float().mean()
-        figures = {"loss": answer.item(), "accuracy": right.item(), "found": found}
-        return answer + FINDING_WEIGHT * finding, figures
+        choosing, chosen = self._choosing(batch, output.last_hidden_state)
+        figures = {"loss": answer.item(), "accuracy": right.item(),
+                   "found": found, "chosen": chosen}  # fmt: skip
+        return answer + FINDING_WEIGHT * finding + CHOOSING_WEIGHT * choosing, figures
+
+    def _choosing(self, batch: list[Example], hidden: Tensor) -> tuple[Tensor, float]:
+        """Return the loss and accuracy of the first token among those that the grammar allows."""
+        last = [example.prompt_length - 1 for example in batch]
+        logits = self.model.lm_head(hidden[range(len(batch)), last]).float()
+        losses, right = [], 0
+        for row, example in enumerate(batch):
+            wanted = example.starts.index(example.ids[example.prompt_length])
+            allowed = logits[row, example.starts]
+            losses.append(allowed.logsumexp(0) - allowed[wanted])
+            right += int(allowed.argmax()) == wanted
+        return torch.stack(losses).mean(), right / len(batch)
 
     def _finding(self, batch: list[Example], hidden: Tensor) -> tuple[Tensor, float]:
         """Return the loss and accuracy of picking a target's end, or none, from a middle layer."""

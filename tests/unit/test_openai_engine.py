@@ -76,6 +76,9 @@ class Endpoint(ThreadingHTTPServer):
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
+        self.reset()
+
+    def reset(self) -> None:
         self.replies: list[Reply] = [says("ok")]
         self.bodies: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
@@ -197,22 +200,35 @@ class Recorder:
         return end
 
 
-@pytest.fixture
-def endpoint() -> Iterator[Endpoint]:
+@pytest.fixture(scope="module")
+def server() -> Iterator[Endpoint]:
     with Endpoint() as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
         thread.start()
         yield server
-        server.released.set()
         server.shutdown()
 
 
 @pytest.fixture
-def engine(endpoint: Endpoint) -> Iterator[OpenAiEngine]:
-    settings = RemoteLlmSettings(endpoint.url, "secret", "m", 8192, TIMEOUT_S)
+def endpoint(server: Endpoint) -> Iterator[Endpoint]:
+    """The server with nothing asked yet."""
+    server.reset()
+    yield server
+    server.released.set()
+
+
+@pytest.fixture(scope="module")
+def shared_engine(server: Endpoint) -> Iterator[OpenAiEngine]:
+    """One for the module: a client of the library takes 0.1 s to make."""
+    settings = RemoteLlmSettings(server.url, "secret", "m", 8192, TIMEOUT_S)
     engine = OpenAiEngine(settings, queue_size=3)
     yield engine
     engine.close()
+
+
+@pytest.fixture
+def engine(shared_engine: OpenAiEngine, endpoint: Endpoint) -> OpenAiEngine:
+    return shared_engine
 
 
 def generate(engine: OpenAiEngine, id: str = "r", prompt: str = "p", **options: Any) -> Recorder:

@@ -11,7 +11,7 @@ I1123 13:37:06.300000 7680 model_lifecycle.cc:472] "loading: embed:1"
 """
 EMBED = (
     r"/models/embed/1/model.onnx: no such file; run `make models` (or export/embedder.py)"
-    r"\n\nAt:\n  /src/tritonrag/backend/onnx.py(63): __init__\n  /backends/model.py(21): initialize\n"
+    r"\n\nAt:\n  /tritonrag/backend/onnx.py(63): __init__\n  /backends/model.py(21): initialize\n"
 )
 MISSING = rf"""
 E1123 13:37:07.904361 7680 backend_model.cc:692] "ERROR: Failed to create instance: SetupError: {EMBED}"

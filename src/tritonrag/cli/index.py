@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from tritonrag.index.adding import Added
     from tritonrag.index.catalogue import CollectionInfo
 
+PICKED_UP_S = 1.0
+"""What a running server may take to notice a new snapshot, so that a search after this command
+sees it."""
+
 EMBED_TIMEOUT_S = 120.0
 app = typer.Typer(help="Index documents, and look at what is indexed.", no_args_is_help=True)
 
@@ -83,6 +87,8 @@ def add(
     if files:
         with Client(url, protocol, EMBED_TIMEOUT_S) as client, indexing_progress() as listener:
             done = Adder(index_dir, manifest, client, chunker, listener).add(collection, files)
+        if done.added or done.changed:
+            time.sleep(PICKED_UP_S)
     done.failures[:0] = failures
     _print_added(done, time.perf_counter() - started, as_json)
     if not (done.added or done.changed or done.unchanged):

@@ -20,6 +20,9 @@ from tritonrag.settings import RemoteLlmSettings
 
 _REASONS = {"stop": "stop", "length": "length"}
 
+_Outcome = str | TritonragError
+"""How a generation ended: a finish reason or an error."""
+
 
 class OpenAiEngine:
     """A chat endpoint that speaks the OpenAI API."""
@@ -30,7 +33,7 @@ class OpenAiEngine:
         """Start the event loop; the endpoint is first contacted by a generation."""
         self._settings = settings
         self._admission = Admission(queue_size)
-        self._running: dict[asyncio.Task[None], tuple[str, TextStream]] = {}
+        self._running: dict[asyncio.Task[_Outcome], tuple[str, TextStream]] = {}
         self._client = openai.AsyncOpenAI(
             base_url=settings.url,
             api_key=settings.key or "none",
@@ -75,10 +78,15 @@ class OpenAiEngine:
         self._running[task] = (generation.id, stream)
         task.add_done_callback(self._done)
 
-    def _done(self, task: asyncio.Task[None]) -> None:
+    def _done(self, task: asyncio.Task[_Outcome]) -> None:
+        """Tell the end, also of a task that was cancelled before its first step."""
         _, stream = self._running.pop(task)
-        self._admission.leave()
-        stream.finish("cancelled")  # of a task that was cancelled before its first step
+        self._admission.leave()  # first, so that a caller who sees the end finds a free place
+        outcome = "cancelled" if task.cancelled() else task.result()
+        if isinstance(outcome, str):
+            stream.finish(outcome)
+        else:
+            stream.fail(outcome)
 
     def _cancel(self, request_id: str) -> None:
         tasks = [task for task, (id, _) in self._running.items() if id == request_id]
@@ -101,15 +109,13 @@ class OpenAiEngine:
         await asyncio.gather(*self._running, return_exceptions=True)
         await self._client.close()
 
-    async def _generate(self, generation: Generation, stream: TextStream) -> None:
+    async def _generate(self, generation: Generation, stream: TextStream) -> _Outcome:
         try:
-            stream.finish(await self._relay(generation, stream))
-        except asyncio.CancelledError:
-            stream.finish("cancelled")
+            return await self._relay(generation, stream)
         except openai.OpenAIError as error:
-            stream.fail(self._fault(error))
+            return self._fault(error)
         except Exception as error:  # a malformed reply of the endpoint must not lose the request
-            stream.fail(InternalError(f"LLM endpoint {self._settings.url}: bad reply: {error!r}"))
+            return InternalError(f"LLM endpoint {self._settings.url}: bad reply: {error!r}")
 
     async def _relay(self, generation: Generation, stream: TextStream) -> str:
         reason = ""
