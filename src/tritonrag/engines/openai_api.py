@@ -114,6 +114,8 @@ class OpenAiEngine:
             return await self._relay(generation, stream)
         except openai.OpenAIError as error:
             return self._fault(error)
+        except TritonragError as error:
+            return error
         except Exception as error:  # a malformed reply of the endpoint must not lose the request
             return InternalError(f"LLM endpoint {self._settings.url}: bad reply: {error!r}")
 
