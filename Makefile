@@ -10,7 +10,7 @@ ONCE ?=
 EMBEDDER := model_repository/embed/1/manifest.json
 LLM := model_repository/generate/1/llm/manifest.json
 
-.PHONY: help install models run test lint types unit lock bench clean
+.PHONY: help install models run test lint types unit docs lock bench clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -40,6 +40,9 @@ types: $(VENV)/.dev ## mypy --strict; each model.py on its own, since all have o
 
 bench: $(VENV)/.run models ## search and rag at 1, 8 and 64 clients beside the in-process limit
 	@$(BIN)/python perf/bench.py
+
+docs: $(VENV)/.dev ## write docs/contract.md from the contract
+	@$(BIN)/python docs/generate_contract.py
 
 lock: $(VENV)/.dev ## refresh constraints.txt and the GPU image's lock
 	@$(BIN)/uv pip compile -q --upgrade --python-version 3.11 --python-platform x86_64-manylinux_2_35 \

@@ -44,6 +44,7 @@ from tritonrag.artifacts import (
 )
 from tritonrag.contract import ROLES
 from tritonrag.errors import SetupError, TritonragError
+from tritonrag.tokenizing import PAD_MULTIPLE
 
 try:
     import onnxruntime
@@ -373,8 +374,8 @@ def embed_original(model: Pooled, tokenizer: Any, texts: list[str], max_tokens: 
 def embed_export(
     session: onnxruntime.InferenceSession, tokenizer: Tokenizer, texts: list[str], size: int
 ) -> np.ndarray:
-    """Embed as the server does, in batches padded to a multiple of 8 (the padding id is masked)."""
-    tokenizer.enable_padding(pad_to_multiple_of=8)
+    """Embed as the server does, in padded batches (the padding id is masked)."""
+    tokenizer.enable_padding(pad_to_multiple_of=PAD_MULTIPLE)
     found = []
     for start in range(0, len(texts), size):
         encoded = tokenizer.encode_batch(texts[start : start + size])

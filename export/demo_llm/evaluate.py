@@ -156,33 +156,30 @@ class Reader:
             "greedy": greedy(tokens, found),
             "scored": max(range(len(allowed)), key=path.__getitem__),
         }
-        answers = {}
-        for name, first in firsts.items():
-            answers[name] = self._continued(ids, allowed, first)
+        continued = {n: self._continued(cache, len(ids), allowed, n) for n in {*firsts.values()}}
         self.seconds += time.perf_counter() - started
-        return answers
+        return {name: continued[first] for name, first in firsts.items()}
 
-    def _continued(self, ids: list[int], allowed: list[str], first: int) -> Quotes:
+    def _continued(
+        self, cache: DynamicCache, prompt_length: int, allowed: list[str], first: int
+    ) -> Quotes:
         """Return the chosen quote and those that the model greedily writes after it."""
         if allowed[first] == REFUSAL:
             return []
         chosen = [first]
-        rest = allowed[:-1]
+        tokens = [self._encode(" " + quote) for quote in allowed[:-1]]
         while len(chosen) < MAX_QUOTES:
-            written = ids + self._encode(" " + " ".join(allowed[n] for n in chosen))
-            output = self.model(torch.tensor([written]), use_cache=True, logits_to_keep=1)
+            written = [token for number in chosen for token in tokens[number]]
+            output = self.model(torch.tensor([written]), past_key_values=cache)
             last = output.logits[0, -1].log_softmax(-1)
-            self.tokens += len(written) - len(ids)
-            starts = {self._encode(" " + quote)[0] for quote in rest}
-            if last[self.model.config.eos_token_id] >= max(last[start] for start in starts):
-                break
-            tokens = [self._encode(" " + quote) for quote in rest]
-            found = self._logprobs(output.past_key_values, last, tokens)
-            following = greedy(tokens, found)
+            self.tokens += len(written)
+            ended = last[self.model.config.eos_token_id] >= max(last[ids[0]] for ids in tokens)
+            following = first if ended else greedy(tokens, self._logprobs(cache, last, tokens))
+            cache.crop(prompt_length)
             if following in chosen:
                 break
             chosen.append(following)
-        return [allowed[n] for n in chosen]
+        return [allowed[number] for number in chosen]
 
     def _logprobs(
         self, cache: DynamicCache, last: torch.Tensor, candidates: list[list[int]]

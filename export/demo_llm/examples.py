@@ -9,6 +9,7 @@ from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -21,9 +22,9 @@ from tritonrag.quoting import REFUSAL, mark
 
 PAD, END = "<pad>", "<end>"
 CONTEXT = 1024
-CHAT_TEMPLATE = "{{ messages[-1]['content'] }}\nAnswer:"
-"""The last message alone: the system message says nothing that the model has not been trained to
-do, and costs context."""
+CHAT_TEMPLATE = (Path(__file__).parent / "chat_template.jinja").read_text(encoding="utf-8")
+MARKS = "\x01\x02\x03"
+"""What the chat template puts before sentences that share words with the question."""
 
 CHOICE_TOKENS = 8
 """A sentence is chosen by its first tokens; the rest is forced by the grammar that it is decoded
@@ -112,12 +113,14 @@ def encode(task: Task, tokenizer: Tokenizer) -> Example:
     prompt = task.prompt()
     encoding = tokenizer.encode(prompt)
     starts = [start for start, _ in encoding.offsets]
-    ends, answers, cursor = [], [], prompt.index("\n\n")
+    places = [place for place, char in enumerate(prompt) if char not in MARKS]
+    bare = "".join(prompt[place] for place in places)
+    ends, answers, cursor = [], [], bare.index("\n\n")
     targets = set(task.targets)
     for number, passage in enumerate(task.passages):
         for index, sentence in enumerate(passage.sentences):
-            cursor = prompt.index(sentence, cursor) + len(sentence)
-            ends.append(bisect_left(starts, cursor) - 1)
+            cursor = bare.index(sentence, cursor) + len(sentence)
+            ends.append(bisect_left(starts, places[cursor - 1] + 1) - 1)
             answers.append((number, index) in targets)
     ids, weights = list(encoding.ids), []
     for sentence, cited in task.quotes():

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from corpus import WORK, read_jsonl
-from examples import CONTEXT, CURRICULUM, END, PAD, Example, Sampler, Stage, encode
+from examples import CHAT_TEMPLATE, CONTEXT, CURRICULUM, END, PAD, Example, Sampler, Stage, encode
 from questions import Asker
 from torch import Tensor, nn
 from torch.nn import functional
@@ -40,7 +40,7 @@ DRAWN_BATCHES = 6
 WARMUP_STEPS = 60
 COOLDOWN_SHARE = 0.3
 SAVE_SECONDS = 120
-EARLIER_SHARE = 0.2
+EARLIER_SHARE = 0.5
 
 
 def main() -> None:
@@ -213,6 +213,7 @@ class Trainer:
         model.to(torch.bfloat16).save_pretrained(fresh)
         for file in (self.work / "tokenizer").iterdir():
             shutil.copyfile(file, fresh / file.name)
+        (fresh / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
         folder.mkdir(exist_ok=True)
         for file in fresh.iterdir():
             file.chmod(0o644)

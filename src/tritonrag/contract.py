@@ -86,7 +86,7 @@ def _optional(spec: TensorSpec) -> TensorSpec:
 
 TEXT = TensorSpec("text", "STRING", (1,), f"text to embed, UTF-8, at most {MAX_TEXT_BYTES} bytes")
 ROLE = TensorSpec("role", "STRING", (1,), "`query` (default) or `passage`", optional=True)
-INPUT_IDS = TensorSpec("input_ids", "INT64", (-1,), "token ids, padded to a multiple of 8")
+INPUT_IDS = TensorSpec("input_ids", "INT64", (-1,), "token ids, padded to a multiple of 16")
 ATTENTION_MASK = TensorSpec("attention_mask", "INT64", (-1,), "1 for a token, 0 for padding")
 SENTENCE_EMBEDDING = TensorSpec(
     "sentence_embedding", "FP32", (-1,), "pooled, L2-normalised embedding"

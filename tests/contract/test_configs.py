@@ -60,16 +60,24 @@ def test_names_types_and_shapes(spec: ModelSpec) -> None:
 
 
 @pytest.mark.parametrize("spec", SINGLE, ids=lambda spec: spec.name)
-def test_a_queue_has_a_size_and_a_timeout(spec: ModelSpec) -> None:
+def test_a_queue_has_a_bound(spec: ModelSpec) -> None:
     found = config(spec.name)
-    policy = found.dynamic_batching.default_queue_policy
 
-    assert found.WhichOneof("scheduling_choice") == "dynamic_batching"
-    assert policy.max_queue_size > 0
-    assert policy.default_timeout_microseconds > 0
-    assert policy.timeout_action == model_config_pb2.ModelQueuePolicy.REJECT
-    assert len(found.instance_group) == 1, "one instance is one copy of what it loads"
-    assert found.instance_group[0].count == 1
+    if spec.decoupled:  # docs/decisions/0004: the engine holds the queue
+        assert found.WhichOneof("scheduling_choice") is None
+        assert int(found.parameters["queue_size"].string_value) > 0
+    else:
+        policy = found.dynamic_batching.default_queue_policy
+        assert policy.max_queue_size > 0
+        assert policy.default_timeout_microseconds > 0
+        assert policy.timeout_action == model_config_pb2.ModelQueuePolicy.REJECT
+
+
+@pytest.mark.parametrize("spec", SINGLE, ids=lambda spec: spec.name)
+def test_one_instance_is_one_copy_of_what_it_loads(spec: ModelSpec) -> None:
+    (group,) = config(spec.name).instance_group
+
+    assert group.count == 1
 
 
 @pytest.mark.parametrize("spec", ENSEMBLES, ids=lambda spec: spec.name)

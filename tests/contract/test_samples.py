@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 SAMPLES = Path(__file__).parents[2] / "samples"
-ROWS = [json.loads(line) for line in (SAMPLES / "questions.jsonl").open(encoding="utf-8")]
+ROWS = [
+    json.loads(line)
+    for line in (SAMPLES / "questions.jsonl").read_text(encoding="utf-8").splitlines()
+]
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if row["answer"]])

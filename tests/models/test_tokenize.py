@@ -9,6 +9,8 @@ import numpy as np
 import pb_fake
 import pytest
 
+from tritonrag.tokenizing import PAD_MULTIPLE
+
 PAD, UNK, HOW, MANY, QUERY, PASSAGE, COLON = 0, 1, 2, 3, 9, 10, 11
 
 
@@ -21,8 +23,9 @@ def model(repository: Path) -> Iterator[pb_fake.Served]:
 def test_a_question_becomes_padded_ids(model: pb_fake.Served) -> None:
     (answer,) = model.infer(model.request(text=["how many"]))
 
-    assert answer["input_ids"].tolist() == [[QUERY, COLON, HOW, MANY, PAD, PAD, PAD, PAD]]
-    assert answer["attention_mask"].tolist() == [[1, 1, 1, 1, 0, 0, 0, 0]]
+    padding = PAD_MULTIPLE - 4
+    assert answer["input_ids"].tolist() == [[QUERY, COLON, HOW, MANY] + [PAD] * padding]
+    assert answer["attention_mask"].tolist() == [[1] * 4 + [0] * padding]
 
 
 def test_the_role_chooses_the_prefix(model: pb_fake.Served) -> None:
@@ -75,7 +78,7 @@ def test_a_bad_request_fails_alone(
 
     assert [answer.code for answer in answers] == ["", "INVALID_ARG", ""]
     assert answers[1].message.startswith(message)
-    assert answers[0]["input_ids"].shape == answers[2]["input_ids"].shape == (1, 8)
+    assert answers[0]["input_ids"].shape == answers[2]["input_ids"].shape == (1, PAD_MULTIPLE)
 
 
 def test_the_longest_question_allowed_is_taken(model: pb_fake.Served) -> None:

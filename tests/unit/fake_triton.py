@@ -116,12 +116,14 @@ class Models:
     def _fail(request: Request) -> None:
         where = f"in ensemble '{request.model}', "
         if request.inputs.get("question") == [" "]:
-            raise Fault(grpc.StatusCode.INVALID_ARGUMENT, 400, where + "INVALID_ARG: question: is blank")
+            message = where + "INVALID_ARG: question: is blank"
+            raise Fault(grpc.StatusCode.INVALID_ARGUMENT, 400, message)
         if request.inputs.get("collection") == ["nope"]:
             message = where + "NOT_FOUND: collection: no collection is called 'nope'"
             raise Fault(grpc.StatusCode.NOT_FOUND, 404, message)
         if request.inputs.get("question") == ["busy"]:
-            raise Fault(grpc.StatusCode.UNAVAILABLE, 503, "UNAVAILABLE: generate: its queue is full (1)")
+            message = "UNAVAILABLE: generate: its queue is full (1)"
+            raise Fault(grpc.StatusCode.UNAVAILABLE, 503, message)
         if request.inputs.get("question") == ["bug"]:
             raise Fault(grpc.StatusCode.INTERNAL, 500, "INTERNAL: internal error; log id 1")
 

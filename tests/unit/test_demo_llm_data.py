@@ -116,6 +116,7 @@ def test_an_example_is_prompt_and_quote_as_served(tokenizer) -> None:
     answer = tokenizer.decode(example.ids[example.prompt_length : -1], skip_special_tokens=False)
     assert prompt == task.prompt()
     assert prompt.endswith("\nAnswer:")
+    assert "] Leave:\x01 Full-time" in prompt
     allowed = list(quotes([(1, " ".join(LEAVE)), (2, " ".join(LAPTOP))]))
     assert answer == f" {allowed[0]} {allowed[4]}"
     assert example.ids[-1] == tokenizer.token_to_id(END)
