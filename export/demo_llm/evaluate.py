@@ -175,7 +175,7 @@ class Reader:
             self.tokens += len(written)
             ended = last[self.model.config.eos_token_id] >= max(last[ids[0]] for ids in tokens)
             following = first if ended else greedy(tokens, self._logprobs(cache, last, tokens))
-            cache.crop(prompt_length)
+            cache.crop(prompt_length - cache.get_seq_length())
             if following in chosen:
                 break
             chosen.append(following)

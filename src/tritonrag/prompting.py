@@ -192,8 +192,9 @@ def _passage(text: str) -> dict[str, Any]:
 def _from_json(name: str, text: str) -> Any:
     try:
         value = json.loads(text)
-        # JSON may escape half of a surrogate pair, which is not text: no tokenizer takes it.
-        json.dumps(value, ensure_ascii=False).encode()
+        # Python also reads NaN and infinity, which are not JSON, and half of an escaped surrogate
+        # pair, which is not text: no tokenizer takes it.
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"{name}: not JSON in UTF-8 ({error})") from error
     return value

@@ -10,10 +10,9 @@ llguidance, which ONNX Runtime GenAI embeds.
 
 from __future__ import annotations
 
-import json
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from sentencex import segment
 
@@ -29,6 +28,16 @@ logs) must still give a quote of readable length."""
 
 _CLAUSE_END = re.compile(r"[;:,\u3001\uff0c\uff1b\u060c\u061b](?!\d)\s*|\s+")
 """Where a long sentence may be cut; never inside a number or a time (``25,000``, ``10:30``)."""
+
+_NO_FORCING = '%llguidance {"no_forcing": true}'
+"""Without it, ONNX Runtime GenAI 0.18 asks its tokenizer for half a character where the grammar
+leaves one choice, gets the tokens of U+FFFD and fails (docs/log.md)."""
+
+_OPENINGS, _AFTER_QUOTE = (("\n", ""), (":", " ")), (("]", " "),)
+"""What may stand before a quote, and the space between: tokens depend on it."""
+
+Encode = Callable[[str], Sequence[int]]
+"""Text to the token ids of the LLM, without special tokens."""
 
 _CONTROL = "Cc"
 """The Unicode category that no quote needs. Format characters stay: joiners make Persian words and
@@ -66,27 +75,39 @@ def quotes(citations: Iterable[tuple[int, str]]) -> Iterator[str]:
                 yield f"{sentence} {mark(number)}"
 
 
-def literal(text: str) -> str:
-    """Return ``text`` as a Lark string literal; JSON's escapes are a subset of Lark's."""
-    return json.dumps(text, ensure_ascii=False)
-
-
-def quote_grammar(
-    citations: Iterable[tuple[int, str]], spell: Callable[[str], str | None] = literal
-) -> str:
+def quote_grammar(citations: Iterable[tuple[int, str]], encode: Encode) -> str:
     """Return the Lark grammar of answers that only quote ``(mark number, passage text)`` pairs.
 
-    A leading space is allowed, since many tokenizers join it to the first word. ``spell`` writes a
-    quote as Lark terminals where an engine needs more than a literal, or None where it cannot.
+    It is written in the LLM's own token ids, as ``encode`` gives them for text without special
+    tokens, so that an answer is always tokenised as in training. A leading space is allowed, since
+    many tokenizers join it to the first word.
     """
-    alternatives = " | ".join(filter(None, map(spell, quotes(citations))))
-    if not alternatives:
-        return f'start: " "? {literal(REFUSAL)}'
-    return (
-        f'start: " "? (answer | {literal(REFUSAL)})\n'
-        f'answer: quote (" " quote){{0,{MAX_QUOTES - 1}}}\n'
-        f"quote: {alternatives}"
+    allowed = list(quotes(citations))
+    refusal = _alternatives(encode, [REFUSAL], _OPENINGS)
+    rules = [_NO_FORCING, f"refusal: {refusal}"]
+    if not allowed:
+        return "\n".join([*rules, "start: refusal"])
+    return "\n".join([
+        *rules,
+        f"first: {_alternatives(encode, allowed, _OPENINGS)}",
+        f"next: {_alternatives(encode, allowed, _AFTER_QUOTE)}",
+        f"start: refusal | first next{{0,{MAX_QUOTES - 1}}}",
+    ])  # fmt: skip
+
+
+def _alternatives(encode: Encode, texts: Sequence[str], places: Sequence[tuple[str, str]]) -> str:
+    """Return ``texts`` as alternatives, tokenised as they are after each ``(before, space)``."""
+    spelled = (
+        _continuation(encode, before, space + text) for before, space in places for text in texts
     )
+    return " | ".join(dict.fromkeys(" ".join(f"<[{id}]>" for id in ids) for ids in spelled))
+
+
+def _continuation(encode: Encode, before: str, text: str) -> Sequence[int]:
+    """Return the tokens of ``text`` where it follows ``before``."""
+    start, whole = encode(before), encode(before + text)
+    apart = list(whole[: len(start)]) == list(start)
+    return whole[len(start) :] if apart else encode(text)
 
 
 def _readable(text: str) -> str:

@@ -207,7 +207,7 @@ def test_greedy_answers_are_the_same_each_time(served: Served) -> None:
 
 def test_deltas_are_whole_characters(served: Served) -> None:
     """Each character here takes the tokenizer several tokens of single bytes."""
-    text = '第一章 🙂 مرحبا ünïcödé "ends" here.'
+    text = '第一章，🙂 مرحبا “ünïcödé” "ends" ﷺ here.'
     fields = {"prompt": "Question: 第一?", "citations": json.dumps([{"mark": 1, "text": text}])}
     grammar_allows = {f"{text} [1]", f"{text} [1] {text} [1]", f"{text} [1] " * 3, REFUSAL}
     deltas = [each["text"] for each in stream(served.grpc, "generate", **fields)]

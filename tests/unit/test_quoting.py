@@ -51,7 +51,7 @@ HOSTILE: dict[str, Citations] = {
 
 
 def matcher(citations: Citations) -> LLMatcher:
-    grammar = grammar_from("lark", quote_grammar(citations))
+    grammar = grammar_from("lark", quote_grammar(citations, lambda text: list(text.encode())))
     assert not LLMatcher.validate_grammar(grammar, BYTES)
     return LLMatcher(BYTES, grammar)
 
@@ -128,6 +128,18 @@ def test_a_sentence_in_several_passages_is_quoted_from_the_best() -> None:
     found = list(quotes([(1, "Ask Anna. Call Ben."), (2, "Ask  Anna. Write to Cleo.")]))
 
     assert found == ["Ask Anna. [1]", "Call Ben. [1]", "Write to Cleo. [2]"]
+
+
+def test_tokens_are_those_of_the_text_in_its_place() -> None:
+    """A tokenizer may join the space to the word, and spell a word at the start of text apart."""
+
+    def encode(text: str) -> list[int]:
+        words = text.replace(" ", "|_").split("|")
+        return [ord(word[0]) * 1000 + len(word) for word in words if word]
+
+    grammar = quote_grammar([(1, "Ask Anna.")], encode)
+
+    assert f"next: {' '.join(f'<[{id}]>' for id in encode('] Ask Anna. [1]')[1:])}" in grammar
 
 
 def test_marks() -> None:

@@ -75,7 +75,13 @@ class OnnxModel:
         tensors = (pb_utils.get_input_tensor_by_name(request, name) for name in self._inputs)
         return [tensor.as_numpy() for tensor in tensors]
 
-    def _run(self, batch: list[list[Array]]) -> list[list[Array]]:
+    def _run(self, batch: list[list[Array]]) -> Sequence[list[Array] | Exception]:
+        try:
+            return self._run_together(batch)
+        except Exception as error:  # what one request made the graph refuse fails that one only
+            return [error] if len(batch) == 1 else [self._run([inputs])[0] for inputs in batch]
+
+    def _run_together(self, batch: list[list[Array]]) -> list[list[Array]]:
         columns = zip(self._inputs, zip(*batch, strict=True), strict=True)
         feed = {name: np.concatenate(parts) for name, parts in columns}
         outputs = self._session.run([each["name"] for each in self._outputs], feed)

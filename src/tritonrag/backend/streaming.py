@@ -121,10 +121,17 @@ def _generation(engine: Engine, request: Any, prompt: str, citations: str) -> Ge
 def _passages(citations: str) -> tuple[tuple[int, str], ...]:
     try:
         listed = json.loads(citations or "[]")
-        found = tuple((int(each["mark"]), str(each["text"])) for each in listed if each["mark"])
+        found = tuple((_mark(each), each["text"]) for each in listed if each["mark"] is not None)
         "".join(text for _, text in found).encode()  # half of a surrogate pair is JSON, but no text
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise InvalidRequest(
             'citations: expected a JSON list of {"mark": number, "text": …} as `prompt` gives it'
         ) from error
     return found
+
+
+def _mark(citation: dict[str, Any]) -> int:
+    mark = citation["mark"]
+    if type(mark) is not int or mark < 1:  # True is an int too
+        raise ValueError(f"mark {mark!r}")
+    return mark

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tritonrag.client import Client
-from tritonrag.errors import TritonragError, Unavailable
+from tritonrag.client import AnswerStream, Client
+from tritonrag.errors import NotFound, TritonragError, Unavailable
 from tritonrag.settings import INDEX_DIR_VARIABLE, REPOSITORY_VARIABLE, URL_VARIABLE
 
 if TYPE_CHECKING:
@@ -22,11 +22,13 @@ Repository = Annotated[
     Path, typer.Option(envvar=REPOSITORY_VARIABLE, help="Model repository to serve.")
 ]
 IndexDir = Annotated[Path, typer.Option(envvar=INDEX_DIR_VARIABLE, help="Folder of the index.")]
-HttpPort = Annotated[int, typer.Option(help="HTTP port on 127.0.0.1.")]
-GrpcPort = Annotated[int, typer.Option(help="gRPC port on 127.0.0.1.")]
-MetricsPort = Annotated[int, typer.Option(help="Port of /metrics on 127.0.0.1.")]
+HttpPort = Annotated[int, typer.Option(min=1, max=65535, help="HTTP port on 127.0.0.1.")]
+GrpcPort = Annotated[int, typer.Option(min=1, max=65535, help="gRPC port on 127.0.0.1.")]
+MetricsPort = Annotated[int, typer.Option(min=1, max=65535, help="Port of /metrics on 127.0.0.1.")]
 
 STATE, REPOSITORY, INDEX = Path(".tritonrag"), Path("model_repository"), Path("index")
+
+PROBE = "health probe"
 
 
 def register(app: typer.Typer) -> None:
@@ -82,7 +84,7 @@ def status(
         str, typer.Option(envvar=URL_VARIABLE, help="Ask this gRPC address, host:port, instead.")
     ] = "",
     probe: Annotated[
-        bool, typer.Option("--probe", help="Send a real search; for health checks.")
+        bool, typer.Option("--probe", help="Send a real question through every model; for health checks.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -94,7 +96,7 @@ def status(
         with Client(address, timeout=5) as client:
             facts["ready"] = client.ready()
             if probe:
-                client.search("health probe", top_k=1)
+                _probe(client)
                 facts["probe_ms"] = round((time.perf_counter() - started) * 1e3, 1)
     except TritonragError as error:
         facts |= {"ready": False, "error": str(error)}
@@ -104,6 +106,23 @@ def status(
         print("\n".join(f"{key}: {value}" for key, value in facts.items()))
     if not facts["ready"]:
         raise typer.Exit(1)
+
+
+def _probe(client: Client) -> None:
+    """Send a question through every model, down to the thread of the engine.
+
+    It is cancelled beforehand, so that no LLM has to answer it. Where the default collection does
+    not exist, retrieval has answered by saying so, and only `generate` is left to ask.
+    """
+    try:
+        _pass_through(client.ask(PROBE, top_k=1))
+    except NotFound:
+        _pass_through(client.generate(PROBE))
+
+
+def _pass_through(stream: AnswerStream) -> None:
+    stream.cancel()
+    stream.read()
 
 
 def _known(state_dir: Path) -> tuple[str, dict[str, object]]:

@@ -26,7 +26,6 @@ from tokenizers.decoders import DecodeStream
 
 from tritonrag.artifacts import LLM_DIR, LlmManifest, read_json
 from tritonrag.engines.admission import CANCEL_POLL_S, Admission
-from tritonrag.engines.spelling import speller
 from tritonrag.errors import InternalError, InvalidRequest, SetupError, Unavailable
 from tritonrag.generation import Generation, Sink, TextStream
 from tritonrag.quoting import REFUSAL, quote_grammar
@@ -65,7 +64,6 @@ class GenaiEngine:
         self._manifest = LlmManifest.load(repository)
         folder = repository / LLM_DIR
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self._spell = speller(self._tokenizer)
         engine = read_json(folder / "genai_config.json").get("engine", {})
         self._dynamic = "dynamic_batching" in engine
         self._closed = False
@@ -91,6 +89,8 @@ class GenaiEngine:
         if self._closed:
             raise Unavailable("generate: is being unloaded; try again later")
         prompt, room = self._encode(generation)
+        quoting = generation.grounding == "quote"
+        grammar = quote_grammar(generation.passages, self._ids) if quoting else ""
         self._admission.enter()
         stream = TextStream(sink, generation.stop)
         stream.usage.prompt_tokens = len(prompt)
@@ -100,7 +100,7 @@ class GenaiEngine:
             # The engine refuses more than there are; 0 is all of them.
             top_k=generation.top_k if generation.top_k < self._tokenizer.get_vocab_size() else 0,
         )
-        self._commands.put(lambda: self._begin(fitting, prompt, stream))
+        self._commands.put(lambda: self._begin(fitting, prompt, grammar, stream))
 
     def cancel(self, id: str) -> None:
         """Stop the generations with this request id, also one that arrives a little later."""
@@ -124,13 +124,17 @@ class GenaiEngine:
                 "seed: this LLM batches statically (as on the CPU), where one request's sampling "
                 "cannot be seeded; leave it out, or set temperature to 0"
             )
-        ids = self._tokenizer.encode(generation.prompt, add_special_tokens=False).ids
+        ids = self._ids(generation.prompt)
         room = context - len(ids)
         if room < 1:
             raise InvalidRequest(
                 f"prompt: is {len(ids)} tokens, over the LLM's context of {context}; shorten it"
             )
         return np.array(ids, dtype=np.int32), room
+
+    def _ids(self, text: str) -> list[int]:
+        found: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return found
 
     # Everything below runs in the engine thread.
 
@@ -154,9 +158,8 @@ class GenaiEngine:
         request = self._engine.create_request()
         options = og.TurnOptions(request)
         options.set_max_generated_tokens(1)
-        options.set_guidance("lark_grammar", quote_grammar([]))
-        ids = self._tokenizer.encode(REFUSAL, add_special_tokens=False).ids
-        request.begin_turn(np.array(ids, dtype=np.int32), options)
+        options.set_guidance("lark_grammar", quote_grammar([], self._ids))
+        request.begin_turn(np.array(self._ids(REFUSAL), dtype=np.int32), options)
         while self._engine.has_pending_requests():
             self._engine.run(self._events)
         request.close()
@@ -179,7 +182,11 @@ class GenaiEngine:
             command()
 
     def _begin(
-        self, generation: Generation, prompt: npt.NDArray[np.int32], stream: TextStream
+        self,
+        generation: Generation,
+        prompt: npt.NDArray[np.int32],
+        grammar: str,
+        stream: TextStream,
     ) -> None:
         if self._admission.was_cancelled(generation.id):
             self._admission.leave()
@@ -188,28 +195,12 @@ class GenaiEngine:
         try:
             request = self._engine.create_request()
             turn = _Turn(generation, stream, request, DecodeStream(skip_special_tokens=True))
-            turn.turn_id = request.begin_turn(prompt, self._options(request, generation))
+            turn.turn_id = request.begin_turn(prompt, _options(request, generation, grammar))
         except Exception as error:  # the library's own; nothing of it concerns other requests
             self._admission.leave()
             stream.fail(InternalError(f"generate: the engine refused the request: {error}"))
             return
         self._turns[id(request)] = turn
-
-    def _options(self, request: Any, generation: Generation) -> og.TurnOptions:
-        options = og.TurnOptions(request)
-        options.set_max_generated_tokens(generation.max_tokens)
-        sampled = generation.temperature > 0
-        options.set_do_sample(sampled)
-        if sampled:  # the library refuses these beside greedy decoding
-            options.set_temperature(generation.temperature)
-            options.set_top_p(generation.top_p)
-            options.set_top_k(generation.top_k)
-        if sampled and generation.seed is not None:
-            options.set_seed(generation.seed)
-        if generation.grounding == "quote":
-            grammar = quote_grammar(generation.passages, self._spell)
-            options.set_guidance("lark_grammar", grammar)
-        return options
 
     def _step(self) -> None:
         try:
@@ -282,3 +273,19 @@ def _load(folder: Path, threads: int) -> og.Model:
     config = og.Config(str(folder))
     config.overlay(json.dumps({"model": {"decoder": {"session_options": session}}}))
     return og.Model(config)
+
+
+def _options(request: Any, generation: Generation, grammar: str) -> og.TurnOptions:
+    options = og.TurnOptions(request)
+    options.set_max_generated_tokens(generation.max_tokens)
+    sampled = generation.temperature > 0
+    options.set_do_sample(sampled)
+    if sampled:  # the library refuses these beside greedy decoding
+        options.set_temperature(generation.temperature)
+        options.set_top_p(generation.top_p)
+        options.set_top_k(generation.top_k)
+    if sampled and generation.seed is not None:
+        options.set_seed(generation.seed)
+    if grammar:
+        options.set_guidance("lark_grammar", grammar)
+    return options

@@ -244,8 +244,12 @@ def _check_query(query: Query, dimension: int) -> None:
             f"embedding: shape {list(query.embedding.shape)}, but the index has vectors of "
             f"[{dimension}]"
         )
-    if not np.isfinite(query.embedding).all():
-        raise InvalidRequest("embedding: holds a value that is not a finite number")
+    # Stored vectors are of length 1: where the square overflows, a score may.
+    if not np.isfinite(query.embedding @ query.embedding):
+        raise InvalidRequest(
+            "embedding: holds a value that is not a finite number, or is far too large for an "
+            "L2-normalised vector"
+        )
     if not MIN_TOP_K <= query.top_k <= MAX_TOP_K:
         raise InvalidRequest(f"top_k: {query.top_k} is not in {MIN_TOP_K} to {MAX_TOP_K}")
 

@@ -69,7 +69,8 @@ class Running:
     def ready(self) -> bool:
         """Whether all models are loaded."""
         try:
-            return httpx.get(f"http://{HOST}:{self.ports.http}/v2/health/ready").is_success
+            url = f"http://{HOST}:{self.ports.http}/v2/health/ready"
+            return httpx.get(url, trust_env=False).is_success  # no proxy leads to this machine
         except httpx.HTTPError:
             return False
 
@@ -117,9 +118,9 @@ class EmbeddedServer:
         _check_repository(repository)
         _check_ports(ports)
         found = installation.find()
-        self._dir.mkdir(parents=True, exist_ok=True)
+        _make_folder(self._dir, "state-dir")
+        _make_folder(index_dir, "index-dir")
         installation.lay_out_backends(found, self._dir / "backends")
-        index_dir.mkdir(parents=True, exist_ok=True)
         prefix = f"tritonrag_{secrets.token_hex(4)}_"
         process = self._spawn(found, repository, index_dir, ports, prefix, bound_to_parent)
         self._child = process
@@ -174,7 +175,7 @@ class EmbeddedServer:
         try:
             values = json.loads(self._state.read_text(encoding="utf-8"))
             return Running(**(values | {"ports": Ports(**values["ports"])}))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except (ValueError, TypeError, KeyError):
             self._state.unlink()
@@ -244,7 +245,21 @@ def _check_repository(repository: Path) -> None:
         )
 
 
+def _make_folder(folder: Path, option: str) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SetupError(
+            f"{folder}: cannot be made a folder ({error.strerror}); choose another with --{option}"
+        ) from error
+
+
 def _check_ports(ports: Ports) -> None:
+    if len(set(asdict(ports).values())) < len(asdict(ports)):
+        raise SetupError(
+            f"the ports are {ports.http}, {ports.grpc} and {ports.metrics} (HTTP, gRPC, metrics); "
+            "choose three different ones"
+        )
     for name, port in asdict(ports).items():
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
