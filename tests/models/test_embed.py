@@ -53,6 +53,15 @@ def test_an_input_that_the_graph_refuses_is_an_internal_error_without_paths(
     assert "idx=99999" in pb_fake.errors_logged()[0]
 
 
+def test_an_input_that_the_graph_refuses_fails_alone(model: pb_fake.Served) -> None:
+    good = model.request(input_ids=[[2]], attention_mask=[[1]])
+    bad = model.request(input_ids=[[99999]], attention_mask=[[1]])
+
+    answers = model.infer(good, bad, good)
+
+    assert [answer.code for answer in answers] == ["", "INTERNAL", ""]
+
+
 def load(repository: Path, **settings: Any) -> None:
     with pb_fake.loaded("embed", repository, source=BACKEND, settings=settings):
         pass

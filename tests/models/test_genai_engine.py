@@ -242,8 +242,8 @@ def test_after_a_failed_step_the_next_generation_works() -> None:
         engine._engine = FailingOnce(engine)
         broken = [busy(engine, str(n)) for n in range(2)]
         for recorder in broken:
-            (error,) = recorder.wait().ends
-            assert isinstance(error, InternalError)
+            (end,) = recorder.wait().ends
+            assert isinstance(end, InternalError) or end == "error"
         assert generate(engine, max_tokens=4).wait().ends in (["stop"], ["length"])
     finally:
         engine.close()
@@ -295,11 +295,14 @@ def test_a_caller_that_goes_away_stops_it(
 
 
 def test_a_full_queue_is_unavailable_at_once_and_drains(engine: GenaiEngine) -> None:
+    gate = threading.Event()
+    engine._commands.put(lambda: gate.wait(10))  # the engine's thread stands still
     recorders = [busy(engine, "many") for _ in range(QUEUE_SIZE)]
     asked = time.monotonic()
     with pytest.raises(Unavailable, match="queue is full"):
         generate(engine)
     assert time.monotonic() - asked < 0.5
+    gate.set()
     engine.cancel("many")
     for recorder in recorders:
         recorder.wait()

@@ -96,6 +96,33 @@ def test_a_port_in_use_is_named(server: EmbeddedServer, small: Path, tmp_path: P
             start(server, small, tmp_path, Ports(free.http, port, free.metrics))
 
 
+def test_equal_ports_are_refused(server: EmbeddedServer, small: Path, tmp_path: Path) -> None:
+    port = free_ports().http
+    with pytest.raises(SetupError, match="choose three different ones"):
+        start(server, small, tmp_path, Ports(port, port, port))
+
+
+def test_a_folder_that_cannot_be_made_is_named(small: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(SetupError, match=r"file/state: cannot be made a folder.*--state-dir"):
+        start(EmbeddedServer(tmp_path / "file" / "state"), small, tmp_path)
+
+
+def test_a_start_during_another_is_refused(
+    server: EmbeddedServer, small: Path, tmp_path: Path
+) -> None:
+    refused: list[SetupError] = []
+
+    def second(line: str) -> None:
+        if not refused:
+            with pytest.raises(SetupError, match="another start is under way") as raised:
+                start(server, small, tmp_path)
+            refused.append(raised.value)
+
+    server.start(small, tmp_path / "index", free_ports(), progress=second)
+    assert refused
+
+
 def test_a_missing_artefact_gives_one_line_with_the_remedy(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:

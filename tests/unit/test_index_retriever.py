@@ -110,6 +110,7 @@ def test_one_faiss_call_for_each_collection_and_filter(
     [
         (Query(np.zeros(3, np.float32)), InvalidRequest, r"embedding: shape \[3\].*\[16\]"),
         (Query(np.full(16, np.nan, np.float32)), InvalidRequest, "finite"),
+        (Query(np.full(16, 3e38, np.float32)), InvalidRequest, "far too large"),
         (Query(vector("a"), top_k=0), InvalidRequest, "top_k: 0 is not in 1 to 100"),
         (Query(vector("a"), top_k=101), InvalidRequest, "top_k: 101"),
         (Query(vector("a"), collection="../etc"), InvalidRequest, "collection: '../etc'"),

@@ -96,7 +96,7 @@ def log_info(message: str) -> None:
 def respond(
     requests: Sequence[Any],
     read: Callable[[Any], Value],
-    run: Callable[[list[Value]], Sequence[Answer]],
+    run: Callable[[list[Value]], Sequence[Answer | Exception]],
     write: Callable[[Answer], Any],
 ) -> list[Any]:
     """Answer every request, all good ones from one call of ``run``.

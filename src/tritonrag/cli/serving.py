@@ -84,7 +84,7 @@ def status(
         str, typer.Option(envvar=URL_VARIABLE, help="Ask this gRPC address, host:port, instead.")
     ] = "",
     probe: Annotated[
-        bool, typer.Option("--probe", help="Send a real question through every model; for health checks.")
+        bool, typer.Option("--probe", help="Send a question through every model: health checks.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:

@@ -14,6 +14,7 @@ import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from tritonrag.client import wire
+from tritonrag.client.addresses import on_this_machine
 from tritonrag.client.faults import from_stream, grpc_errors
 from tritonrag.client.marshalling import Call, Tensors
 
@@ -26,13 +27,17 @@ _OPTIONS = [
 ]
 
 
+def _options(url: str) -> list[tuple[str, int]]:
+    return [*_OPTIONS, ("grpc.enable_http_proxy", int(not on_this_machine(url)))]
+
+
 class GrpcTransport:
     """Sends calls over one channel; safe for many threads."""
 
     def __init__(self, url: str) -> None:
         """Take ``host:port``; nothing is sent yet."""
         self._url = url
-        self._channel = grpc.insecure_channel(url, _OPTIONS)
+        self._channel = grpc.insecure_channel(url, _options(url))
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
 
     def infer(self, call: Call, timeout: float | None) -> Tensors:
@@ -70,7 +75,7 @@ class AsyncGrpcTransport:
     def __init__(self, url: str) -> None:
         """Take ``host:port``; nothing is sent yet."""
         self._url = url
-        self._channel = grpc.aio.insecure_channel(url, _OPTIONS)
+        self._channel = grpc.aio.insecure_channel(url, _options(url))
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
 
     async def infer(self, call: Call, timeout: float | None) -> Tensors:

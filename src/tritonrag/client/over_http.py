@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 
 from tritonrag.client import wire
+from tritonrag.client.addresses import on_this_machine
 from tritonrag.client.faults import Deadline, from_http, from_stream, http_errors, understood
 from tritonrag.client.marshalling import Call, Tensors
 from tritonrag.errors import TritonragError
@@ -24,7 +25,10 @@ class HttpTransport:
     def __init__(self, url: str, transport: httpx.BaseTransport | None = None) -> None:
         """Take ``host:port`` or a whole URL; ``transport`` is for tests."""
         self._url = url
-        self._http = httpx.Client(base_url=_base(url), transport=transport, verify=_verify(url))
+        self._http = httpx.Client(
+            base_url=_base(url), transport=transport, verify=_verify(url),
+            trust_env=not on_this_machine(url),
+        )  # fmt: skip
 
     def infer(self, call: Call, timeout: float | None) -> Tensors:
         """Return the one response of a call."""
@@ -68,8 +72,9 @@ class AsyncHttpTransport:
         self._url = url
         # Deadlines are asyncio's: they bound a call as a whole, httpx's each read.
         self._http = httpx.AsyncClient(
-            base_url=_base(url), transport=transport, verify=_verify(url), timeout=None
-        )
+            base_url=_base(url), transport=transport, verify=_verify(url), timeout=None,
+            trust_env=not on_this_machine(url),
+        )  # fmt: skip
 
     async def infer(self, call: Call, timeout: float | None) -> Tensors:
         """Return the one response of a call."""

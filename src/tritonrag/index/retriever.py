@@ -245,7 +245,9 @@ def _check_query(query: Query, dimension: int) -> None:
             f"[{dimension}]"
         )
     # Stored vectors are of length 1: where the square overflows, a score may.
-    if not np.isfinite(query.embedding @ query.embedding):
+    with np.errstate(over="ignore", invalid="ignore"):
+        square = query.embedding @ query.embedding
+    if not np.isfinite(square):
         raise InvalidRequest(
             "embedding: holds a value that is not a finite number, or is far too large for an "
             "L2-normalised vector"

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import httpx
 import psutil
+from filelock import FileLock, Timeout
 
 from tritonrag.errors import SetupError, Unavailable
 from tritonrag.server import installation
@@ -109,6 +110,14 @@ class EmbeddedServer:
                 to load; the message has the cause.
             Unavailable: not ready within ``timeout_s``.
         """
+        _make_folder(self._dir, "state-dir")
+        with self._only_one_start():
+            return self._start(repository, index_dir, ports, bound_to_parent, timeout_s, progress)
+
+    def _start(
+        self, repository: Path, index_dir: Path, ports: Ports, bound_to_parent: bool,
+        timeout_s: float, progress: PROGRESS,
+    ) -> Running:  # fmt: skip
         if running := self.running():
             raise SetupError(
                 f"a server runs already (pid {running.pid}, gRPC port {running.ports.grpc}); "
@@ -118,7 +127,6 @@ class EmbeddedServer:
         _check_repository(repository)
         _check_ports(ports)
         found = installation.find()
-        _make_folder(self._dir, "state-dir")
         _make_folder(index_dir, "index-dir")
         installation.lay_out_backends(found, self._dir / "backends")
         prefix = f"tritonrag_{secrets.token_hex(4)}_"
@@ -170,6 +178,18 @@ class EmbeddedServer:
         with contextlib.suppress(psutil.NoSuchProcess):
             return int(psutil.Process(running.pid).wait() or 0)
         return 1
+
+    @contextlib.contextmanager
+    def _only_one_start(self) -> Iterator[None]:
+        lock = FileLock(self._dir / "start.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise SetupError(f"{self._dir}: another start is under way; wait for it") from None
+        try:
+            yield
+        finally:
+            lock.release()
 
     def _known(self) -> Running | None:
         try:
