@@ -62,7 +62,7 @@ $(VENV)/.run: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
 	  { rm -rf $(VENV); echo "no venv here: install it (Debian, Ubuntu: apt install python3-venv)"; exit 1; }
 	@echo "installing the packages into $(VENV) (2 to 3 minutes the first time) …"
-	@$(if $(TORCH_INDEX),$(PIP) install -q torch==2.13.0 --index-url $(TORCH_INDEX))
+	@$(if $(TORCH_INDEX),$(PIP) install -q $$(grep '^torch==' constraints.txt) --index-url $(TORCH_INDEX))
 	@$(PIP) install -q -c constraints.txt -e '.[embedded,export]'
 	@touch $@
 

@@ -36,7 +36,7 @@ def events(url: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 def answer(models: str, question: str) -> None:
     request_id = uuid.uuid4().hex
-    finished = False
+    finished, citations = False, []
     try:
         for event in events(
             f"{models}/rag/generate_stream", {"id": request_id, "question": question}

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tritonrag.contract import DEFAULT_COLLECTION
 from tritonrag.errors import SetupError
 
 INDEX_DIR_VARIABLE = "TRITONRAG_INDEX_DIR"
@@ -72,10 +71,9 @@ class ModelArgs:
 
 @dataclass(frozen=True)
 class IndexSettings:
-    """Where the index lies and which collection is searched by default."""
+    """Where the index lies."""
 
     directory: Path
-    collection: str = DEFAULT_COLLECTION
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> IndexSettings:

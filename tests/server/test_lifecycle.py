@@ -5,6 +5,7 @@ Most tests serve `tokenize`, `embed` and `embed_text` alone, which start in a se
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from servers import REPOSITORY, ROOT
+from servers import REPOSITORY, ROOT, serve, tritonrag
 
 from tritonrag.errors import SetupError
 from tritonrag.server.process import EmbeddedServer, Ports, free_ports
@@ -169,3 +170,17 @@ def test_serve_takes_its_server_along(
     while leftovers(running.prefix) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert leftovers(running.prefix) == []
+
+
+@pytest.mark.parametrize("model", ["prompt", "generate"])
+def test_the_probe_notices_a_model_that_died(tmp_path: Path, model: str) -> None:
+    with contextlib.contextmanager(serve)(tmp_path) as served:
+        probe = ("status", "--url", served.grpc, "--probe")
+        before = tritonrag(*probe)
+        for process in psutil.Process(served.running.pid).children():
+            if any(f"/{model}/1/" in argument for argument in process.cmdline()):
+                process.kill()
+        after = tritonrag(*probe)
+    assert before.returncode == 0, before.stdout
+    assert after.returncode == 1
+    assert f"{model}_0_0" in after.stdout

@@ -59,7 +59,6 @@ def test_the_index_directory_is_read() -> None:
     settings = IndexSettings.from_environment({"TRITONRAG_INDEX_DIR": "/data/index"})
 
     assert settings.directory == Path("/data/index")
-    assert settings.collection == "default"
 
 
 @pytest.mark.parametrize("environment", [{}, {"LLM_API_URL": ""}, {"LLM_MODEL": "m"}])

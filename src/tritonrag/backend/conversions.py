@@ -34,6 +34,12 @@ def array(request: Any, spec: TensorSpec) -> Array | None:
     return values
 
 
+def batch_size(request: Any, spec: TensorSpec) -> int:
+    """Return the rows of an input tensor; 0 where it is absent."""
+    values = array(request, spec)
+    return 0 if values is None else len(values)
+
+
 def column(request: Any, spec: TensorSpec, default: Any, rows: int) -> list[Any]:
     """Return one value a row of an input with dims [1]; ``default`` in each where it is absent."""
     values = array(request, spec)
@@ -42,13 +48,18 @@ def column(request: Any, spec: TensorSpec, default: Any, rows: int) -> list[Any]
     found = values.reshape(-1).tolist()
     if len(found) != rows:
         raise InvalidRequest(f"{spec.name}: has {len(found)} values for a batch of {rows}")
-    return [_decode(spec, value) for value in found] if spec.dtype == "STRING" else found
+    return [_decode(spec.name, value) for value in found] if spec.dtype == "STRING" else found
 
 
-def strings(request: Any, spec: TensorSpec) -> list[str]:
-    """Return an input of strings, flattened; empty where it is absent."""
+def strings(request: Any, spec: TensorSpec, known_as: str = "") -> list[str]:
+    """Return an input of strings, flattened; empty where it is absent.
+
+    ``known_as`` is the caller's name for it, where an ensemble maps another field to this input.
+    """
     values = array(request, spec)
-    return [] if values is None else [_decode(spec, value) for value in values.reshape(-1).tolist()]
+    if values is None:
+        return []
+    return [_decode(known_as or spec.name, value) for value in values.reshape(-1).tolist()]
 
 
 def rows(request: Any, spec: TensorSpec) -> list[list[str]]:
@@ -56,7 +67,7 @@ def rows(request: Any, spec: TensorSpec) -> list[list[str]]:
     values = array(request, spec)
     if values is None:
         return []
-    return [[_decode(spec, value) for value in row] for row in values.tolist()]
+    return [[_decode(spec.name, value) for value in row] for row in values.tolist()]
 
 
 def single(request: Any, spec: TensorSpec, default: Any) -> Any:
@@ -128,14 +139,14 @@ def _attempt(function: Callable[[Any], Any], value: Any) -> Any:
         return error
 
 
-def _decode(spec: TensorSpec, value: bytes | str) -> str:
+def _decode(name: str, value: bytes | str) -> str:
     if isinstance(value, str):
         return value
     try:
         return value.decode()
     except UnicodeDecodeError as error:
         raise InvalidRequest(
-            f"{spec.name}: is not UTF-8 (byte {error.start} is {value[error.start]:#04x})"
+            f"{name}: is not UTF-8 (byte {error.start} is {value[error.start]:#04x})"
         ) from error
 
 

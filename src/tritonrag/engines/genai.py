@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import queue
 import threading
@@ -29,6 +30,8 @@ from tritonrag.engines.admission import CANCEL_POLL_S, Admission
 from tritonrag.errors import InternalError, InvalidRequest, SetupError, Unavailable
 from tritonrag.generation import Generation, Sink, TextStream
 from tritonrag.quoting import REFUSAL, quote_grammar
+
+LOG = logging.getLogger(__name__)
 
 _REASONS = {
     og.FinishReason.EOS: "stop",
@@ -68,7 +71,9 @@ class GenaiEngine:
         self._dynamic = "dynamic_batching" in engine
         self._closed = False
         self._admission = Admission(queue_size)
-        self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._ended = False
+        self._polled = 0.0
         self._turns: dict[int, _Turn] = {}
         ready: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
         self._thread = threading.Thread(
@@ -109,7 +114,7 @@ class GenaiEngine:
     def close(self) -> None:
         """Stop the thread; running generations end as cancelled."""
         self._closed = True
-        self._commands.put(None)
+        self._commands.put(self._stop)
         self._thread.join(timeout=5)
 
     def _encode(self, generation: Generation) -> tuple[npt.NDArray[np.int32], int]:
@@ -165,20 +170,22 @@ class GenaiEngine:
         request.close()
 
     def _loop(self) -> None:
-        polled = 0.0
-        while True:
-            busy = bool(self._turns)
+        while not self._ended:
             try:
-                command = self._commands.get(block=not busy)
-            except queue.Empty:
-                self._step()
-                if time.monotonic() - polled > CANCEL_POLL_S:
-                    polled = time.monotonic()
-                    self._poll_callers()
-                continue
-            if command is None:
-                self._end_all()
-                return
+                self._advance()
+            except Exception:  # whatever the library raises: the batch is lost, not the server
+                self._start_again()
+        for turn in list(self._turns.values()):
+            self._end(turn, "cancelled")
+
+    def _advance(self) -> None:
+        """Carry out the next command; while there is none, generate."""
+        try:
+            command = self._commands.get(block=not self._turns)
+        except queue.Empty:
+            self._step()
+            self._poll_callers()
+        else:
             command()
 
     def _begin(
@@ -196,18 +203,15 @@ class GenaiEngine:
             request = self._engine.create_request()
             turn = _Turn(generation, stream, request, DecodeStream(skip_special_tokens=True))
             turn.turn_id = request.begin_turn(prompt, _options(request, generation, grammar))
-        except Exception as error:  # the library's own; nothing of it concerns other requests
+        except Exception:  # the library's own; nothing of it concerns other requests
+            LOG.exception("generate: the engine refused a request")
             self._admission.leave()
-            stream.fail(InternalError(f"generate: the engine refused the request: {error}"))
+            stream.fail(_failure("refused the request"))
             return
         self._turns[id(request)] = turn
 
     def _step(self) -> None:
-        try:
-            self._engine.run(self._events)
-        except Exception as error:  # a failed step loses the batch, not the server
-            self._start_again(InternalError(f"generate: the engine failed: {error}"))
-            return
+        self._engine.run(self._events)
         for event in self._events:
             receiver = self._turns.get(id(event.request))
             if receiver:
@@ -222,22 +226,26 @@ class GenaiEngine:
                 turn.stopped = True
                 turn.request.cancel_turn(turn.turn_id)
         if flags & int(og.EngineEventFlags.FAILED):
-            self._fail(turn, InternalError(f"generate: the engine failed ({event.error_code})"))
+            self._fail(turn, event.error_code)
         elif flags & int(og.EngineEventFlags.TURN_FINISHED):
             turn.stream.usage.cached_tokens = event.usage.cached_prompt_tokens
             self._end(turn, "stop" if turn.stopped else _REASONS.get(event.finish_reason, "error"))
 
-    def _fail(self, turn: _Turn, error: InternalError) -> None:
-        if self._dynamic:
-            self._end(turn, error)
-        else:  # a static batch fails as a whole, and its engine takes no more requests
-            self._start_again(error)
+    def _fail(self, turn: _Turn, code: object) -> None:
+        if not self._dynamic:  # a static batch fails as a whole, and its engine takes no more
+            raise RuntimeError(f"a static batch failed: {code}")
+        LOG.error("generate: the engine failed: %s", code)
+        self._end(turn, _failure("failed"))
 
-    def _start_again(self, error: InternalError) -> None:
+    def _start_again(self) -> None:
         """End everything that runs and replace the engine; the loaded model stays."""
+        LOG.exception("generate: the engine failed and is made anew")
         for turn in list(self._turns.values()):
-            self._end(turn, error)
-        self._make_engine()
+            self._end(turn, _failure("failed"))
+        try:
+            self._make_engine()
+        except Exception:  # the next request finds the old engine, and is refused by it
+            LOG.exception("generate: the engine cannot be made anew")
 
     def _end(self, turn: _Turn, outcome: str | InternalError) -> None:
         del self._turns[id(turn.request)]
@@ -249,9 +257,8 @@ class GenaiEngine:
         with contextlib.suppress(Exception):  # a failed engine refuses even that
             turn.request.close()
 
-    def _end_all(self) -> None:
-        for turn in list(self._turns.values()):
-            self._end(turn, "cancelled")
+    def _stop(self) -> None:
+        self._ended = True
 
     def _cancel(self, request_id: str) -> None:
         running = [turn for turn in self._turns.values() if turn.generation.id == request_id]
@@ -261,6 +268,9 @@ class GenaiEngine:
             self._admission.cancel_early(request_id)
 
     def _poll_callers(self) -> None:
+        if time.monotonic() - self._polled < CANCEL_POLL_S:
+            return
+        self._polled = time.monotonic()
         for turn in self._turns.values():
             if turn.stream.sink.cancelled():
                 turn.request.cancel_turn(turn.turn_id)
@@ -289,3 +299,8 @@ def _options(request: Any, generation: Generation, grammar: str) -> og.TurnOptio
     if grammar:
         options.set_guidance("lark_grammar", grammar)
     return options
+
+
+def _failure(what: str) -> InternalError:
+    """Return the error for a client; what the library said is in the server's log."""
+    return InternalError(f"generate: the engine {what}; the server's log has the cause")
