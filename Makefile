@@ -76,4 +76,4 @@ $(EMBEDDER): | $(VENV)/.run
 	@$(BIN)/python export/embedder.py
 
 $(LLM): | $(VENV)/.run
-	@$(BIN)/python export/llm.py
+	@$(BIN)/python export/llm.py --precision fp32
