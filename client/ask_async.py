@@ -1,6 +1,6 @@
 """Ask several questions at once on one connection, with asyncio.
 
-python client/ask_async.py "Who approves remote work?" "How long is parental leave?"
+python client/ask_async.py "When do carried-over days expire?" "How long is parental leave?"
 """
 
 from __future__ import annotations

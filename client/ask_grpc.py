@@ -1,7 +1,7 @@
 """Ask over gRPC with Triton's own client library alone: nothing of tritonrag.
 
 pip install 'tritonclient[grpc]'
-python client/ask_grpc.py "Who approves remote work?"
+python client/ask_grpc.py "When do carried-over days expire?"
 """
 
 from __future__ import annotations

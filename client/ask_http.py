@@ -1,11 +1,11 @@
 """Ask over plain HTTP with the standard library alone: nothing of tritonrag, nothing to install.
 
-    python client/ask_http.py "Who approves remote work?"
+    python client/ask_http.py "When do carried-over days expire?"
 
 Any language can do the same; in a shell:
 
     curl -N http://127.0.0.1:8000/v2/models/rag/generate_stream \\
-      -d '{"id": "1", "question": "Who approves remote work?"}'
+      -d '{"id": "1", "question": "When do carried-over days expire?"}'
 
 Closing the connection does not stop the generation (Triton does not tell a model inside an
 ensemble); a second request with the same id does:

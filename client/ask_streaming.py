@@ -1,6 +1,6 @@
 """Stream one answer with its sources.
 
-python client/ask_streaming.py "Who approves remote work?"
+python client/ask_streaming.py "When do carried-over days expire?"
 """
 
 from __future__ import annotations

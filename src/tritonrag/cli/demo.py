@@ -66,9 +66,9 @@ def _invite(http_port: int, url: str) -> None:
     print(
         f"""
 The server stays up until Ctrl-C. In another terminal:
-  .venv/bin/tritonrag ask "Who approves remote work?"
+  .venv/bin/tritonrag ask "When do carried-over days expire?"
   .venv/bin/tritonrag search "parental leave" --top-k 3
   curl -N http://127.0.0.1:{http_port}/v2/models/rag/generate_stream \\
-    -d '{{"question": "Who approves remote work?"}}'
+    -d '{{"question": "When do carried-over days expire?"}}'
 gRPC clients: {url}, models `rag`, `search` and `embed_text` (docs/contract.md)"""
     )

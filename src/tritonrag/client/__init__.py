@@ -2,7 +2,7 @@
 
     from tritonrag.client import Client
 
-    with Client() as client, client.ask("Who approves remote work?") as answer:
+    with Client() as client, client.ask("When do carried-over days expire?") as answer:
         for delta in answer:
             print(delta, end="", flush=True)
         print(answer.citations, answer.usage)
