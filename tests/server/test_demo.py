@@ -28,4 +28,4 @@ def test_demo_answers_with_citations_and_skips_what_is_done(tmp_path: Path) -> N
         assert question in first
     assert first.count("[1]") >= len(QUESTIONS)
     second = demo(tmp_path)
-    assert "unchanged" in second
+    assert "nothing changed" in second
