@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from tritonrag import contract
-from tritonrag.backend.conversions import batch_size, column, respond, response, strings, tensor
+from tritonrag.backend.conversions import column, respond, response, strings, tensor
 from tritonrag.settings import ModelArgs
 from tritonrag.tokenizing import Ids, TextTokenizer, check_text
 
@@ -30,10 +30,10 @@ class TritonPythonModel:
         return respond(requests, self._read, self._encode, self._write)
 
     def _read(self, request: Any) -> Rows:
-        roles = column(request, contract.ROLE, "query", batch_size(request, contract.TEXT))
         # `search` and `rag` map the caller's question to this input, with no role.
-        name = "question" if set(roles) == {"query"} else "text"
+        name = "question" if set(strings(request, contract.ROLE)) <= {"query"} else "text"
         texts = strings(request, contract.TEXT, name)
+        roles = column(request, contract.ROLE, "query", len(texts))
         for text, role in zip(texts, roles, strict=True):
             check_text(text, role)
         return texts, roles

@@ -34,12 +34,6 @@ def array(request: Any, spec: TensorSpec) -> Array | None:
     return values
 
 
-def batch_size(request: Any, spec: TensorSpec) -> int:
-    """Return the rows of an input tensor; 0 where it is absent."""
-    values = array(request, spec)
-    return 0 if values is None else len(values)
-
-
 def column(request: Any, spec: TensorSpec, default: Any, rows: int) -> list[Any]:
     """Return one value a row of an input with dims [1]; ``default`` in each where it is absent."""
     values = array(request, spec)

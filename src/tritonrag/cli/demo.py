@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from tritonrag.cli import index, query, serving
+from tritonrag.cli.options import INDEX, REPOSITORY, IndexDir
 from tritonrag.client import Client
 from tritonrag.errors import InternalError
 
@@ -26,8 +27,8 @@ def demo(
         bool, typer.Option("--once", help="Stop after the answers; status 1 without citations.")
     ] = False,
     documents: Annotated[Path, typer.Option(help="Folder to index.")] = HANDBOOK,
-    repository: serving.Repository = serving.REPOSITORY,
-    index_dir: serving.IndexDir = serving.INDEX,
+    repository: serving.Repository = REPOSITORY,
+    index_dir: IndexDir = INDEX,
     state_dir: serving.StateDir = serving.STATE,
     http_port: serving.HttpPort = 8000,
     grpc_port: serving.GrpcPort = 8001,

@@ -15,10 +15,11 @@ from rich.console import Console
 from rich.text import Text
 
 from tritonrag.artifacts import EmbedderManifest
+from tritonrag.cli.options import INDEX, REPOSITORY, AsJson, IndexDir, Protocol, Url
 from tritonrag.client import Client
 from tritonrag.contract import DEFAULT_COLLECTION
 from tritonrag.errors import SetupError
-from tritonrag.settings import INDEX_DIR_VARIABLE, REPOSITORY_VARIABLE, URL_VARIABLE
+from tritonrag.settings import REPOSITORY_VARIABLE
 
 if TYPE_CHECKING:
     from tritonrag.index.adding import Added
@@ -32,23 +33,10 @@ EMBED_TIMEOUT_S = 120.0
 app = typer.Typer(help="Index documents, and look at what is indexed.", no_args_is_help=True)
 
 Collection = Annotated[str, typer.Option(help="Collection to work on.")]
-IndexDir = Annotated[Path, typer.Option(envvar=INDEX_DIR_VARIABLE, help="Folder of the index.")]
 Repository = Annotated[
     Path,
     typer.Option(envvar=REPOSITORY_VARIABLE, help="Model repository whose embedder is used."),
 ]
-Url = Annotated[
-    str | None,
-    typer.Option(
-        envvar=URL_VARIABLE,
-        show_default="127.0.0.1:8001, with http 127.0.0.1:8000",
-        help="Server, host:port.",
-    ),
-]
-Protocol = Annotated[str, typer.Option(help="grpc or http.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-
-INDEX, REPOSITORY = Path("index"), Path("model_repository")
 
 
 @app.command()

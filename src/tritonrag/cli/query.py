@@ -11,9 +11,9 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from tritonrag.cli.options import AsJson, Protocol, Url
 from tritonrag.client import Answer, AnswerStream, Citation, Client, Passage, Usage
 from tritonrag.client.marshalling import AskOptions
-from tritonrag.settings import URL_VARIABLE
 
 SNIPPET_CHARS = 240
 
@@ -23,17 +23,7 @@ Collection = Annotated[str | None, typer.Option(help="Collection to search.")]
 Filter = Annotated[
     str | None, typer.Option(help='JSON object of field to value, e.g. {"source": "leave.md"}.')
 ]
-Url = Annotated[
-    str | None,
-    typer.Option(
-        envvar=URL_VARIABLE,
-        show_default="127.0.0.1:8001, with http 127.0.0.1:8000",
-        help="Server, host:port.",
-    ),
-]
-Protocol = Annotated[str, typer.Option(help="grpc or http.")]
 Timeout = Annotated[float, typer.Option(help="Seconds that the request may take in all.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
 def register(app: typer.Typer) -> None:

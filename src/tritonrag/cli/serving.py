@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tritonrag.cli.options import INDEX, REPOSITORY, AsJson, IndexDir
 from tritonrag.client import AnswerStream, Client
 from tritonrag.errors import NotFound, TritonragError, Unavailable
-from tritonrag.settings import INDEX_DIR_VARIABLE, REPOSITORY_VARIABLE, URL_VARIABLE
+from tritonrag.settings import REPOSITORY_VARIABLE, URL_VARIABLE
 
 if TYPE_CHECKING:
     from tritonrag.server.process import EmbeddedServer, Running
@@ -21,12 +22,11 @@ StateDir = Annotated[Path, typer.Option(help="Folder of the server's state, log 
 Repository = Annotated[
     Path, typer.Option(envvar=REPOSITORY_VARIABLE, help="Model repository to serve.")
 ]
-IndexDir = Annotated[Path, typer.Option(envvar=INDEX_DIR_VARIABLE, help="Folder of the index.")]
 HttpPort = Annotated[int, typer.Option(min=1, max=65535, help="HTTP port on 127.0.0.1.")]
 GrpcPort = Annotated[int, typer.Option(min=1, max=65535, help="gRPC port on 127.0.0.1.")]
 MetricsPort = Annotated[int, typer.Option(min=1, max=65535, help="Port of /metrics on 127.0.0.1.")]
 
-STATE, REPOSITORY, INDEX = Path(".tritonrag"), Path("model_repository"), Path("index")
+STATE = Path(".tritonrag")
 
 PROBE = "health probe"
 
@@ -86,7 +86,7 @@ def status(
     probe: Annotated[
         bool, typer.Option("--probe", help="Send a question through every model: health checks.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Tell whether the server is ready; exit status 1 where it is not."""
     address, facts = (url, {}) if url else _known(state_dir)

@@ -1,0 +1,24 @@
+"""Options and defaults that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tritonrag.settings import INDEX_DIR_VARIABLE, URL_VARIABLE
+
+INDEX, REPOSITORY = Path("index"), Path("model_repository")
+
+IndexDir = Annotated[Path, typer.Option(envvar=INDEX_DIR_VARIABLE, help="Folder of the index.")]
+Url = Annotated[
+    str | None,
+    typer.Option(
+        envvar=URL_VARIABLE,
+        show_default="127.0.0.1:8001, with http 127.0.0.1:8000",
+        help="Server, host:port.",
+    ),
+]
+Protocol = Annotated[str, typer.Option(help="grpc or http.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
