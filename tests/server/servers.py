@@ -35,6 +35,13 @@ class Served:
         return Path(self.running.index_dir)
 
 
+def add(served: Served, path: Path) -> None:
+    """Index a folder on a running server."""
+    options = ["--url", served.grpc, "--index-dir", str(served.index_dir)]
+    added = tritonrag("index", "add", str(path), *options)
+    assert added.returncode == 0, added.stderr
+
+
 def tritonrag(*arguments: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
     """Run the command line as a user would."""
     command = [sys.executable, "-m", "tritonrag", *arguments]
@@ -43,10 +50,10 @@ def tritonrag(*arguments: str, timeout: float = 120) -> subprocess.CompletedProc
     )
 
 
-def serve(folder: Path) -> Iterator[Served]:
+def serve(folder: Path, repository: Path = REPOSITORY) -> Iterator[Served]:
     """Serve the whole graph with its state and index in `folder`."""
     server = EmbeddedServer(folder / "state")
-    running = server.start(REPOSITORY, folder / "index", free_ports(), bound_to_parent=True)
+    running = server.start(repository, folder / "index", free_ports(), bound_to_parent=True)
     try:
         yield Served(server, running)
     finally:
