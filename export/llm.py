@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from tritonrag import prompting
+from tritonrag import prompting, quoting
 from tritonrag.artifacts import (
     LLM_DIR,
     LlmManifest,
@@ -161,6 +161,8 @@ def export(options: argparse.Namespace) -> None:
         raise SetupError(f"{source}: tritonrag_grounding {grounding!r} is not one of {GROUNDINGS}")
     model, tokenizer = load(source)
     template, special_tokens = chat(tokenizer)
+    pointers = config.get("tritonrag_pointers", 0)
+    check_pointers(tokenizer, pointers)
     name = options.name or model_name(options.model)
     millions = model.num_parameters() / 1e6
     print(f"{name}: {millions:.1f} M parameters, grounding {grounding}")
@@ -182,6 +184,7 @@ def export(options: argparse.Namespace) -> None:
             special_tokens=special_tokens,
             parity=parity,
             versions=installed_versions("torch", "transformers", "onnxruntime-genai"),
+            pointers=pointers,
         ).save(folder)
     seconds = time.perf_counter() - started
     print(f"wrote {target}: {folder_size(target) / 1e6:.1f} MB in {seconds:.1f} s")
@@ -232,12 +235,23 @@ def chat(tokenizer: Any) -> tuple[str, dict[str, str]]:
     names = ("bos_token", "eos_token")
     special = {name: str(getattr(tokenizer, name) or "") for name in names}
     try:
-        prompting.chat_template(template, **special)(prompting.messages("How?", [("", "So.")]))
+        prompting.chat_template(template, **special)(prompting.messages("How?"))
     except Exception as error:  # a template is a program: it may fail in any way
         raise SetupError(
             f"the model's chat template cannot be used: {first_line(error)}"
         ) from error
     return template, special
+
+
+def check_pointers(tokenizer: Any, pointers: int) -> None:
+    """Check that each sentence pointer is one special token, which decoding leaves out."""
+    for number in range(pointers):
+        ids = tokenizer(quoting.pointer(number), add_special_tokens=False)["input_ids"]
+        if len(ids) != 1 or ids[0] not in tokenizer.all_special_ids:
+            raise SetupError(
+                f"the model's config.json says tritonrag_pointers {pointers}, but its tokenizer "
+                f"has no special token {quoting.pointer(number)!r}; they are not of one model"
+            )
 
 
 def build(source: Path, folder: Path, precision: str) -> None:

@@ -29,15 +29,12 @@ def greedy(candidates: Sequence[Tokens], logprobs: Sequence[Sequence[float]]) ->
     return left[0]
 
 
-def path_scores(
-    candidates: Sequence[Tokens], logprobs: Sequence[Sequence[float]], bias: Sequence[float] = ()
-) -> list[float]:
+def path_scores(candidates: Sequence[Tokens], logprobs: Sequence[Sequence[float]]) -> list[float]:
     """Return each candidate's log-probability under the grammar.
 
     At every token where the candidates part, the probabilities of the tokens that the grammar
     allows are made to sum to 1; where only one is allowed, it costs nothing. Long candidates are
-    thus not put at a disadvantage, and no length normalisation is needed. ``bias`` is added to a
-    candidate's scores before its first branch is normalised.
+    thus not put at a disadvantage, and no length normalisation is needed.
     """
     scores = [0.0] * len(candidates)
     groups = [(0, list(range(len(candidates))))]
@@ -48,10 +45,7 @@ def path_scores(
             if depth < len(candidates[member]):
                 children.setdefault(candidates[member][depth], []).append(member)
         if len(children) > 1:
-            weights = {
-                token: max(logprobs[m][depth] + (bias[m] if bias and not depth else 0) for m in of)
-                for token, of in children.items()
-            }
+            weights = {token: logprobs[of[0]][depth] for token, of in children.items()}
             total = _logsumexp(list(weights.values()))
             for token, of in children.items():
                 for member in of:

@@ -13,8 +13,9 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -22,11 +23,11 @@ from typing import Any
 import torch
 from choosing import greedy, path_scores
 from corpus import read_jsonl
-from scoring import Overlap, Quotes, Row, baseline, scores
+from scoring import Overlap, Quotes, Row, following, scores
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from tritonrag.prompting import PromptBuilder, chat_template
-from tritonrag.quoting import MAX_QUOTES, REFUSAL, quotes, sentences
+from tritonrag.quoting import MAX_QUOTES, REFUSAL, pointed_answers, quotes, sentences
 
 MODEL = Path(__file__).parent / "model"
 ANSWER_TOKENS = 128
@@ -42,13 +43,12 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="take this many rows")
     parser.add_argument("--choice", choices=["greedy", "scored"], default="greedy",
                         help="which way of choosing the last line reports")  # fmt: skip
-    parser.add_argument("--refusal-bias", type=float, default=0.0, help="for --choice scored")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     rows = some(read_rows(arguments.rows), arguments.limit)
     reader = Reader.load(arguments.model)
-    results = measure(rows, reader, arguments.refusal_bias)
+    results = measure(rows, reader)
     table = {name: scores(rows, found) for name, found in results.items()}
     table = {name: figures for name, figures in table.items() if figures}
     by_source = split_by_source(rows, results)
@@ -61,7 +61,9 @@ def main() -> None:
         "baseline_overlap": table["overlap"]["containment"],
         "baseline_random": table["random"]["containment"],
         "baseline_embedder": table.get("embedder", {}).get("containment"),
+        "baseline_overlap_as_many": table["overlap, as many"]["containment"],
         "exact": chosen["exact"],
+        "sentences": chosen["sentences"],
         "tokens_per_second": round(reader.tokens / max(reader.seconds, 1e-9), 1),
         "rows": len(rows),
         "choice": arguments.choice,
@@ -92,6 +94,28 @@ def some(rows: list[Row], limit: int | None) -> list[Row]:
     if not limit or limit >= len(rows):
         return rows
     return [rows[number] for number in sorted(Random(0).sample(range(len(rows)), limit))]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What an LLM makes of a row: the quotes that it writes if it neither refuses nor ends early.
+
+    ``refusal`` is by how much it prefers the refusal to the first quote, in nats; ``ends`` by how
+    much it prefers the end to each further quote; ``states`` [1 + ends, width] are the last hidden
+    states that it chooses from.
+    """
+
+    quotes: Quotes
+    refusal: float
+    ends: tuple[float, ...]
+    states: torch.Tensor
+
+    def answer(self, refusal_bias: float = 0.0, end_bias: float = 0.0) -> Quotes:
+        """Return the answer with biases added to those preferences; a refusal is empty."""
+        if self.refusal + refusal_bias > 0:
+            return []
+        ended = next((n for n, end in enumerate(self.ends, 1) if end + end_bias >= 0), None)
+        return self.quotes[:ended]
 
 
 @dataclass
@@ -129,12 +153,13 @@ class Reader:
             count_tokens=lambda text: len(tokenizer.encode(text, add_special_tokens=False)),
             context_tokens=model.config.max_position_embeddings,
             answer_tokens=ANSWER_TOKENS,
+            pointers=getattr(model.config, "tritonrag_pointers", 0),
         )
         return cls(model.eval(), tokenizer, builder)
 
     @torch.inference_mode()
-    def answer(self, row: Row, bias: float) -> dict[str, Quotes]:
-        """Return the quotes chosen greedily and by score; the refusal is an empty list."""
+    def read(self, row: Row) -> dict[str, Reading]:
+        """Return what is read greedily, and with the first quote chosen by its whole likelihood."""
         started = time.perf_counter()
         headings = row.get("headings") or [""] * len(row["passages"])
         passages = [
@@ -142,49 +167,71 @@ class Reader:
             for text, heading in zip(row["passages"], headings, strict=True)
         ]
         prompt = self.builder.build(row["question"], passages)
-        kept = [(c["mark"], c["text"]) for c in prompt.citations if c["mark"]]
-        allowed = [*quotes(kept), REFUSAL]
-        ids = self._encode(prompt.text)
-        output = self.model(torch.tensor([ids]), use_cache=True)
-        cache, last = output.past_key_values, output.logits[0, -1].log_softmax(-1)
-        self.tokens += len(ids)
-        tokens = [self._encode(" " + quote) for quote in allowed]
+        allowed = list(quotes((c["mark"], c["text"]) for c in prompt.citations if c["mark"]))
+        tokens = self._answers(allowed)
+        cache, last, state = self._run(self._encode(prompt.text), DynamicCache())
         found = self._logprobs(cache, last, tokens)
-        shifts = [0.0] * (len(allowed) - 1) + [bias]
-        path = path_scores(tokens, found, shifts)
-        firsts = {
-            "greedy": greedy(tokens, found),
-            "scored": max(range(len(allowed)), key=path.__getitem__),
-        }
-        continued = {n: self._continued(cache, len(ids), allowed, n) for n in {*firsts.values()}}
+        path = path_scores(tokens, found)
+        firsts = {"greedy": greedy(tokens, found), "scored": max_index(path)}
+        readings = {}
+        for name, first in firsts.items():
+            refused = first == len(allowed)
+            # What it would quote all the same, for a bias against refusals.
+            quote = first if not refused else max_index(path[:-1]) if allowed else None
+            order, ends, states = self._continued(cache, tokens[:-1], quote)
+            margin = path[-1] - path[quote] if quote is not None else inf
+            # Greedily, an answer may win that is not the likelier as a whole.
+            margin = abs(margin) if refused else -abs(margin)
+            quoted = [allowed[number] for number in order]
+            readings[name] = Reading(quoted, margin, tuple(ends), torch.stack([state, *states]))
         self.seconds += time.perf_counter() - started
-        return {name: continued[first] for name, first in firsts.items()}
+        return readings
+
+    def _answers(self, allowed: list[str]) -> list[list[int]]:
+        """Return the tokens of each allowed quote and, last, of the refusal."""
+        pointers = self.builder.pointers
+        if pointers:
+            return [self._encode(answer) for answer in pointed_answers(allowed, pointers)]
+        return [self._encode(f" {answer}") for answer in (*allowed, REFUSAL)]
+
+    def _run(
+        self, ids: list[int], cache: DynamicCache
+    ) -> tuple[DynamicCache, torch.Tensor, torch.Tensor]:
+        """Return the cache, the log-probabilities and the state after more tokens."""
+        output = self.model(
+            torch.tensor([ids]), past_key_values=cache, output_hidden_states=True, logits_to_keep=1
+        )
+        self.tokens += len(ids)
+        last = output.logits[0, -1].log_softmax(-1)
+        return output.past_key_values, last, output.hidden_states[-1][0, -1]
 
     def _continued(
-        self, cache: DynamicCache, prompt_length: int, allowed: list[str], first: int
-    ) -> Quotes:
-        """Return the chosen quote and those that the model greedily writes after it."""
-        if allowed[first] == REFUSAL:
-            return []
-        chosen = [first]
-        tokens = [self._encode(" " + quote) for quote in allowed[:-1]]
-        while len(chosen) < MAX_QUOTES:
-            written = [token for number in chosen for token in tokens[number]]
-            output = self.model(torch.tensor([written]), past_key_values=cache)
-            last = output.logits[0, -1].log_softmax(-1)
-            self.tokens += len(written)
-            ended = last[self.model.config.eos_token_id] >= max(last[ids[0]] for ids in tokens)
-            following = first if ended else greedy(tokens, self._logprobs(cache, last, tokens))
+        self, cache: DynamicCache, tokens: Sequence[list[int]], first: int | None
+    ) -> tuple[list[int], list[float], list[torch.Tensor]]:
+        """Return the quotes that are greedily written from the first on, how much the end was
+        preferred to each after the first, and the states of those choices."""
+        order, ends, states = [] if first is None else [first], [], []
+        prompt_length = cache.get_seq_length()
+        while 0 < len(order) < min(MAX_QUOTES, len(tokens)):
+            written = [token for number in order for token in tokens[number]]
+            cache, last, state = self._run(written, cache)
+            chosen = greedy(tokens, self._logprobs(cache, last, tokens))
             cache.crop(prompt_length - cache.get_seq_length())
-            if following in chosen:
+            best = max(float(last[ids[0]]) for ids in tokens)
+            ends.append(float(last[self.model.config.eos_token_id]) - best)
+            states.append(state)
+            if chosen in order:
                 break
-            chosen.append(following)
-        return [allowed[number] for number in chosen]
+            order.append(chosen)
+        return order, ends, states
 
     def _logprobs(
         self, cache: DynamicCache, last: torch.Tensor, candidates: list[list[int]]
     ) -> list[list[float]]:
-        """Return the log-probability of each token of each candidate after the cached prompt."""
+        """Return the log-probability of each token of each candidate after the cached prompt; of
+        the first alone where that is enough to tell them apart."""
+        if len({ids[0] for ids in candidates}) == len(candidates):
+            return [[float(last[ids[0]])] for ids in candidates]
         found: list[list[float]] = []
         for start in range(0, len(candidates), SCORED_AT_ONCE):
             found += self._logprobs_at_once(cache, last, candidates[start : start + SCORED_AT_ONCE])
@@ -216,12 +263,21 @@ class Reader:
         return ids
 
 
-def measure(rows: list[Row], reader: Reader, bias: float) -> dict[str, list[Quotes]]:
-    """Return what the model and each baseline answer to every row."""
+def max_index(values: Sequence[float]) -> int:
+    """Return the place of the greatest value."""
+    return max(range(len(values)), key=values.__getitem__)
+
+
+def measure(rows: list[Row], reader: Reader) -> dict[str, list[Quotes]]:
+    """Return what the model and each baseline answer to every row.
+
+    A baseline quotes one sentence; "as many" quotes as many as the model does, from the best one
+    on, since more words hold the answer more often.
+    """
     results: dict[str, list[Quotes]] = {"greedy": [], "scored": []}
     for number, row in enumerate(rows, 1):
-        for name, answer in reader.answer(row, bias).items():
-            results[name].append(answer)
+        for name, reading in reader.read(row).items():
+            results[name].append(reading.answer())
         print(f"\r{number}/{len(rows)} rows", end="", flush=True)
     print()
     overlap = Overlap([s for row in rows for text in row["passages"] for s in sentences(text)])
@@ -230,12 +286,13 @@ def measure(rows: list[Row], reader: Reader, bias: float) -> dict[str, list[Quot
         "overlap": overlap.best,
         "random": lambda _, found: random.randrange(len(found)),
     }
-    for name, best in baselines.items():
-        results[name] = [baseline(row, best) for row in rows]
     if embedder := load_embedder():
-        results["embedder"] = [
-            baseline(row, lambda q, found: nearest(embedder, q, found)) for row in rows
-        ]
+        baselines["embedder"] = lambda question, found: nearest(embedder, question, found)
+    counts = [max(1, len(answer)) for answer in results["greedy"]]
+    for name, best in baselines.items():
+        longest = [following(row, best, MAX_QUOTES) for row in rows]
+        results[name] = [answer[:1] for answer in longest]
+        results[f"{name}, as many"] = [a[:n] for a, n in zip(longest, counts, strict=True)]
     return results
 
 

@@ -5,7 +5,6 @@ Knows neither torch nor the model.
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,20 +16,14 @@ from policies import Fact, question, section
 from questions import Asker, content_words
 from tokenizers import Tokenizer
 
-from tritonrag.prompting import chat_template, messages
-from tritonrag.quoting import REFUSAL, mark
+from tritonrag.prompting import assembled, chat_template, messages
+from tritonrag.quoting import MAX_QUOTES, REFUSAL, mark, numbered, pointed, pointer
 
 PAD, END = "<pad>", "<end>"
 CONTEXT = 1024
+POINTERS = 128
+"""Sentences of one prompt that the model can tell apart; see ``tritonrag.quoting``."""
 CHAT_TEMPLATE = (Path(__file__).parent / "chat_template.jinja").read_text(encoding="utf-8")
-MARKS = "\x01\x02\x03"
-"""What the chat template puts before sentences that share words with the question."""
-
-CHOICE_TOKENS = 8
-"""A sentence is chosen by its first tokens; the rest is forced by the grammar that it is decoded
-under, so those weigh less in the loss."""
-FORCED_WEIGHT = 0.3
-MARK_WEIGHT = 0.05
 
 render = chat_template(CHAT_TEMPLATE)
 
@@ -53,40 +46,49 @@ class Task:
 
     def prompt(self) -> str:
         """Return the prompt as the server builds it."""
-        pairs = [(passage.heading, " ".join(passage.sentences)) for passage in self.passages]
-        return render(messages(self.question, pairs))
+        texts = pointed((passage.sentences for passage in self.passages), POINTERS)
+        pairs = zip((passage.heading for passage in self.passages), texts, strict=True)
+        return render(messages(assembled(self.question, list(pairs))))
 
-    def quotes(self) -> list[tuple[str, str]]:
-        """Return the (sentence, mark) pairs of the answer; the refusal has no mark."""
-        if not self.targets:
-            return [(REFUSAL, "")]
+    def sentences(self) -> list[tuple[str, int, bool]]:
+        """Return the sentences that can be quoted, in order: text, passage number, whether it
+        answers."""
+        targets = {self.passages[p].sentences[s] for p, s in self.targets}
+        found = numbered(passage.sentences for passage in self.passages)
         return [
-            (self.passages[passage].sentences[sentence], mark(passage + 1))
-            for passage, sentence in self.targets
+            (sentence, place, sentence in targets)
+            for place, passage in enumerate(found)
+            for number, sentence in passage
+            if number
         ]
 
 
 @dataclass(frozen=True)
 class Example:
-    """Token ids of prompt and answer; ``weights`` is the loss weight of predicting each token of
-    the answer; ``ends`` are the positions of the passages' sentence ends in the prompt, ``answers``
-    says which of them end a target."""
+    """Token ids of prompt and answer.
+
+    ``pointers`` are the places of the sentences' pointers in the prompt, ``answers`` says which of
+    them are of a target. ``choices`` are (place, wanted id): the places whose next token is a
+    choice, the first after the prompt.
+    """
 
     ids: list[int]
     prompt_length: int
-    weights: list[float]
-    starts: list[int]
-    ends: list[int]
+    pointers: list[int]
     answers: list[bool]
+    choices: list[tuple[int, int]]
+    task: Task
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One step of the curriculum: ``enough`` is the share of right choices that ends it, sizes are
-    lower and upper bounds, shares are of the examples."""
+    """One step of the curriculum: it ends when a share ``enough`` of the choices is right, or when
+    a share ``until`` of the time is over. Sizes are lower and upper bounds, shares are of the
+    examples."""
 
     name: str
     enough: float
+    until: float
     passages: tuple[int, int]
     sentences: tuple[int, int]
     sentence_words: int
@@ -100,40 +102,41 @@ class Stage:
 
 
 CURRICULUM = (
-    Stage("pick", 0.90, (1, 2), (2, 4), 12, 160, 0.0, 0.0, 0.0, 0.0, 0.0, picked=1.0),
-    Stage("short", 0.85, (2, 3), (1, 2), 18, 240, 0.1, 0.3, 0.05, 0.2, 0.2, picked=0.3),
-    Stage("medium", 0.75, (2, 4), (1, 3), 28, 350, 0.3, 0.3, 0.12, 0.3, 0.5, picked=0.1),
-    Stage("long", 0.70, (3, 4), (2, 4), 45, 600, 0.5, 0.25, 0.15, 0.4, 0.5),
-    Stage("full", 1.01, (4, 4), (2, 9), 120, 980, 0.5, 0.25, 0.18, 0.4, 0.5),
+    Stage("pick", 0.90, 0.15, (1, 2), (2, 4), 12, 160, 0.0, 0.0, 0.0, 0.0, 0.0, picked=1.0),
+    Stage("short", 0.85, 0.20, (2, 3), (1, 2), 18, 240, 0.2, 0.3, 0.05, 0.2, 0.2, picked=0.2),
+    Stage("medium", 0.80, 0.30, (2, 4), (1, 3), 28, 350, 0.4, 0.25, 0.12, 0.3, 0.5, picked=0.05),
+    Stage("long", 0.75, 0.42, (3, 4), (2, 4), 45, 600, 0.5, 0.2, 0.15, 0.4, 0.5),
+    Stage("full", 1.01, 1.00, (4, 4), (2, 9), 120, 980, 0.6, 0.15, 0.18, 0.4, 0.5),
 )
 
 
-def encode(task: Task, tokenizer: Tokenizer) -> Example:
-    """Return the tokens of a task's prompt and answer."""
-    prompt = task.prompt()
-    encoding = tokenizer.encode(prompt)
-    starts = [start for start, _ in encoding.offsets]
-    places = [place for place, char in enumerate(prompt) if char not in MARKS]
-    bare = "".join(prompt[place] for place in places)
-    ends, answers, cursor = [], [], bare.index("\n\n")
-    targets = set(task.targets)
-    for number, passage in enumerate(task.passages):
-        for index, sentence in enumerate(passage.sentences):
-            cursor = bare.index(sentence, cursor) + len(sentence)
-            ends.append(bisect_left(starts, places[cursor - 1] + 1) - 1)
-            answers.append((number, index) in targets)
-    ids, weights = list(encoding.ids), []
-    for sentence, cited in task.quotes():
-        body = tokenizer.encode(" " + sentence).ids
-        tail = tokenizer.encode(" " + cited).ids if cited else []
-        ids += body + tail
-        weights += [1.0 if n < CHOICE_TOKENS else FORCED_WEIGHT for n in range(len(body))]
-        weights += [MARK_WEIGHT] * len(tail)
-    end = tokenizer.token_to_id(END)
-    allowed = [s for passage in task.passages for s in passage.sentences] + [REFUSAL]
-    first = {tokenizer.encode(f" {sentence}"[:24]).ids[0] for sentence in allowed}
-    first.add(ids[len(encoding.ids)])
-    return Example([*ids, end], len(encoding.ids), [*weights, 0.5], sorted(first), ends, answers)
+def encode(task: Task, tokenizer: Tokenizer, shift: int = 0) -> Example:
+    """Return the tokens of a task's prompt and answer.
+
+    ``shift`` turns the numbers of the pointers, so that high ones are learnt as well.
+    """
+    ids = list(tokenizer.encode(task.prompt()).ids)
+    length = len(ids)
+    first = tokenizer.token_to_id(pointer(1))
+    sentences = task.sentences()[: POINTERS - 1]
+    places = [place for place, id in enumerate(ids) if first <= id < first + POINTERS - 1]
+    for place in places:
+        ids[place] = first + (ids[place] - first + shift) % (POINTERS - 1)
+    choices = []
+    for number, (sentence, passage, answers) in enumerate(sentences):
+        if answers:
+            choices.append((len(ids) - 1, ids[places[number]]))
+            ids.append(ids[places[number]])
+            ids += tokenizer.encode(f" {sentence} {mark(passage + 1)}").ids
+    if not choices:
+        choices.append((len(ids) - 1, first - 1))
+        ids += tokenizer.encode(f"{pointer(0)} {REFUSAL}").ids
+    elif len(choices) < MAX_QUOTES:
+        choices.append((len(ids) - 1, tokenizer.token_to_id(END)))
+    ids.append(tokenizer.token_to_id(END))
+    answers = [answers for _, _, answers in sentences]
+    places = places[: len(sentences)]
+    return Example(ids, length, places, answers, choices, task)
 
 
 def window(sentences: Sequence[str], around: Sequence[int], most: int, random: Random) -> range:

@@ -15,8 +15,9 @@ from corpus import WORK, read_jsonl
 WIDTH, HEIGHT, MARGIN = 820, 360, 48
 POINTS = 160
 LINES = {
-    "accuracy": ("#1f77b4", "next token right, first tokens of each quoted sentence"),
-    "found": ("#d62728", "answering sentence picked in a middle layer"),
+    "chosen": ("#1f77b4", "right first choice of the answer"),
+    "found": ("#d62728", "answering sentence picked by the head on a middle layer"),
+    "meaning": ("#2ca02c", "distance to the embedder's vectors (1 - cosine)"),
 }
 Point = tuple[float, float]
 

@@ -88,10 +88,13 @@ def share(values: Iterable[bool]) -> float:
     return round(sum(found) / len(found), 4) if found else 0.0
 
 
-def baseline(row: Row, best: Callable[[str, list[str]], int]) -> Quotes:
-    """Return the one quote that a baseline picks."""
+def following(row: Row, best: Callable[[str, list[str]], int], most: int) -> Quotes:
+    """Return the quote that a baseline picks and those after it in its passage, ``most`` in all."""
     allowed = list(quotes(enumerate(row["passages"], 1)))
-    return [allowed[best(row["question"], [_MARK.sub("", quote) for quote in allowed])]]
+    first = best(row["question"], [_MARK.sub("", quote) for quote in allowed])
+    cited = allowed[first].rpartition(" ")[2]
+    found = allowed[first : first + most]
+    return [quote for quote in found if quote.rpartition(" ")[2] == cited]
 
 
 @dataclass

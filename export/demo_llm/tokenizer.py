@@ -13,9 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from corpus import WORK, read_jsonl
-from examples import CHAT_TEMPLATE, CONTEXT, END, PAD
+from examples import CHAT_TEMPLATE, CONTEXT, END, PAD, POINTERS
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
+
+from tritonrag.quoting import pointer
 
 
 def main() -> None:
@@ -46,7 +48,7 @@ def train(lines: Iterator[str], size: int) -> Tokenizer:
         lines,
         trainers.BpeTrainer(
             vocab_size=size,
-            special_tokens=[PAD, END],
+            special_tokens=[PAD, END, *map(pointer, range(POINTERS))],
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         ),

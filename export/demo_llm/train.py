@@ -3,8 +3,10 @@
     python export/demo_llm/train.py                    every stage, then write model/
     python export/demo_llm/train.py --stage full --minutes 30 --rate 1e-3
 
-Loss: the answer's tokens, a little of the prompt's, and in training alone a linear head that must
-say, from a middle layer, which sentence ends end the answer.
+Loss: each choice of a sentence, of the refusal or of the end, among what the grammar allows there;
+a little of every other token; and in training alone two linear heads, one that must give the
+embedder's vector of each sentence and of the question from a middle layer, one that must say from
+the layer above which sentences answer.
 """
 
 from __future__ import annotations
@@ -21,26 +23,44 @@ from typing import Any
 
 import torch
 from corpus import WORK, read_jsonl
-from examples import CHAT_TEMPLATE, CONTEXT, CURRICULUM, END, PAD, Example, Sampler, Stage, encode
+from examples import (
+    CHAT_TEMPLATE,
+    CONTEXT,
+    CURRICULUM,
+    END,
+    PAD,
+    POINTERS,
+    Example,
+    Sampler,
+    Stage,
+    encode,
+)
 from questions import Asker
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
-from wordvectors import Embedder
+from transformers import AttentionInterface, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from wordvectors import Embedder, fast_bfloat16
+
+from tritonrag.quoting import pointer
 
 MODEL = Path(__file__).parent / "model"
 ROPE_THETA = 500_000.0
-"""With the usual 10,000 only 8 of a head's 32 dimensions stay comparable over a full prompt."""
-MIDDLE_LAYER = 3
-"""The head that finds sentences reads the output of this layer; the layers above copy."""
-PROMPT_SHARE, PROMPT_WEIGHT = 0.03, 0.1
-FINDING_WEIGHT, CHOOSING_WEIGHT = 1.0, 0.5
-BATCH_TOKENS = 6144
-DRAWN_BATCHES = 6
+"""With the usual 10,000 a quarter of a head's dimensions stay comparable over a full prompt."""
+LAYERS, HEADS = 5, 4
+MEANING_LAYER, FINDING_LAYER = 3, 4
+"""Whose outputs the heads read; the layer above is left to turn what is found into a choice."""
+PROMPT_SHARE = 0.02
+WRITING_WEIGHT, FINDING_WEIGHT, MEANING_WEIGHT, LOOKING_WEIGHT = 0.1, 0.5, 1.0, 0.3
+LOOKING_HEADS = 2
+MEANING_EVERY = 4
+SHIFTED_SHARE = 0.5
+LIKENESS, COPYING = 1.2, 0.6
+BATCH_TOKENS = 3072
+DRAWN_BATCHES = 10
 WARMUP_STEPS = 60
-COOLDOWN_SHARE = 0.3
+COOLDOWN_SHARE = 0.35
 SAVE_SECONDS = 120
-EARLIER_SHARE = 0.5
+EARLIER_SHARE = 0.3
 
 
 def main() -> None:
@@ -72,10 +92,10 @@ def llama(vocabulary: int, pad: int, end: int) -> LlamaForCausalLM:
         LlamaConfig(
             vocab_size=vocabulary,
             hidden_size=256,
-            intermediate_size=512,
-            num_hidden_layers=4,
-            num_attention_heads=8,
-            num_key_value_heads=8,
+            intermediate_size=704,
+            num_hidden_layers=LAYERS,
+            num_attention_heads=HEADS,
+            num_key_value_heads=HEADS,
             max_position_embeddings=CONTEXT,
             rope_parameters={"rope_type": "default", "rope_theta": ROPE_THETA},
             tie_word_embeddings=True,
@@ -87,34 +107,65 @@ def llama(vocabulary: int, pad: int, end: int) -> LlamaForCausalLM:
 
 
 @torch.no_grad()
-def start_from_words(model: LlamaForCausalLM, tokens: list[str]) -> None:
+def start_from_words(model: LlamaForCausalLM, tokens: list[str], pointers: range) -> None:
     """Give every token the vector of the word it spells, so that related words start out close.
 
-    The embedder's static and contextual vectors, joined and reduced to the model's width.
+    The embedder's static and contextual vectors, joined and reduced to the model's width. A
+    pointer spells nothing: it gets a direction of its own, and one that all pointers share.
     """
     embedder = Embedder()
     spelled = [token.strip().lower() or "." for token in tokens]
     joined = torch.cat([embedder.static(spelled), embedder.encode(spelled)], dim=-1)
     centred = joined - joined.mean(0)
     _, _, directions = torch.pca_lowrank(centred, q=model.config.hidden_size, niter=4)
-    reduced = centred @ directions
-    model.get_input_embeddings().weight.copy_(functional.normalize(reduced, dim=-1))
-    model.get_input_embeddings().weight.add_(torch.randn_like(reduced) * 0.02)
+    reduced = functional.normalize(centred @ directions, dim=-1)
+    own = functional.normalize(torch.randn(len(pointers), reduced.shape[1]), dim=-1)
+    shared = functional.normalize(torch.randn(reduced.shape[1]), dim=-1)
+    reduced[list(pointers)] = functional.normalize(own + 0.5 * shared, dim=-1)
+    model.get_input_embeddings().weight.copy_(reduced + torch.randn_like(reduced) * 0.01)
 
 
 @torch.no_grad()
 def start_by_looking_alike(model: LlamaForCausalLM) -> None:
-    """Let every head start by attending to tokens like its own, and pass on what it finds, after
-    Trockman and Kolter (2023), *Mimetic initialization of self-attention layers*."""
-    width = model.config.hidden_size
+    """Let every head start by attending to tokens like its own and copying what it finds, after
+    Trockman and Kolter (2023), *Mimetic initialization of self-attention layers*.
+
+    Likeness is looked for in the dimensions that the rotary embedding turns slowest, so that it
+    does not depend on the distance.
+    """
+    width, size = model.config.hidden_size, model.config.head_dim
+    slow = torch.arange(size) % (size // 2) >= size // 4
     for layer in model.model.layers:
         attention = layer.self_attn
-        heads = model.config.num_attention_heads
-        queries, keys = (m.weight.chunk(heads) for m in (attention.q_proj, attention.k_proj))
-        for query, key in zip(queries, keys, strict=True):
+        for query, key in zip(
+            attention.q_proj.weight.split(size), attention.k_proj.weight.split(size), strict=True
+        ):
             shared = torch.randn_like(query) / width**0.5
-            query.copy_(0.7 * shared + 0.7 * torch.randn_like(query) / width**0.5)
-            key.copy_(0.7 * shared + 0.7 * torch.randn_like(key) / width**0.5)
+            for matrix in (query, key):
+                own = torch.randn_like(query) / width**0.5
+                matrix.copy_(torch.where(slow[:, None], LIKENESS * shared + 0.3 * own, 0.5 * own))
+        copied = nn.init.orthogonal_(torch.empty(width, width))
+        attention.v_proj.weight.copy_(COPYING * copied)
+        attention.o_proj.weight.copy_(COPYING * copied.T)
+
+
+def attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None,
+    scaling: float, **_: Any,
+) -> tuple[Tensor, None]:  # fmt: skip
+    """Causal attention by plain products: on a CPU half the time of the fused one."""
+    length = query.shape[-2]
+    future = torch.full((length, length), -torch.inf, dtype=query.dtype).triu(1)
+    scores = torch.baddbmm(
+        future.to(query.device), query.flatten(0, 1), key.flatten(0, 1).mT, alpha=scaling
+    )
+    looked = scores.softmax(-1).to(value.dtype)
+    module.looked = looked.unflatten(0, query.shape[:2])
+    found = looked @ value.flatten(0, 1)
+    return found.unflatten(0, query.shape[:2]).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register("products", attention)
 
 
 class Muon(torch.optim.Optimizer):
@@ -126,26 +177,33 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:
-        """Update every matrix."""
+        """Update every matrix, those of one shape together."""
         for group in self.param_groups:
+            shapes: dict[torch.Size, list[Any]] = {}
             for param in group["params"]:
-                state = self.state[param]
-                buffer = state.setdefault("momentum", torch.zeros_like(param))
-                buffer.lerp_(param.grad, 1 - group["momentum"])
-                update = orthogonal(param.grad.lerp(buffer, group["momentum"]))
-                param.mul_(1 - group["lr"] * group["decay"])
-                param.add_(update, alpha=-group["lr"] * 0.2 * max(param.shape) ** 0.5)
+                shapes.setdefault(param.shape, []).append(param)
+            for shape, params in shapes.items():
+                wanted = []
+                for param in params:
+                    buffer = self.state[param].setdefault("momentum", torch.zeros_like(param))
+                    buffer.lerp_(param.grad, 1 - group["momentum"])
+                    wanted.append(param.grad.lerp(buffer, group["momentum"]))
+                rate = group["lr"]
+                for param, update in zip(params, orthogonal(torch.stack(wanted)), strict=True):
+                    param.mul_(1 - rate * group["decay"])
+                    param.add_(update, alpha=-rate * 0.2 * max(shape) ** 0.5)
 
 
-def orthogonal(matrix: Tensor, steps: int = 5) -> Tensor:
-    """Return about the nearest orthogonal matrix, by Newton-Schulz iteration."""
-    tall = matrix.shape[0] > matrix.shape[1]
-    x = matrix.T if tall else matrix
-    x = x / (x.norm() + 1e-7)
+def orthogonal(matrices: Tensor, steps: int = 5) -> Tensor:
+    """Return about the nearest orthogonal matrices, by Newton-Schulz iteration."""
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    x = matrices.mT if tall else matrices
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    x = x.bfloat16() if fast_bfloat16() else x
     for _ in range(steps):
-        gram = x @ x.T
+        gram = x @ x.mT
         x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
-    return x.T if tall else x
+    return (x.mT if tall else x).to(matrices.dtype)
 
 
 class Trainer:
@@ -157,18 +215,24 @@ class Trainer:
         self.work, self.seed, self.rate = work, seed, rate
         self.tokenizer = AutoTokenizer.from_pretrained(work / "tokenizer")
         self.pad = self.tokenizer.convert_tokens_to_ids(PAD)
-        end = self.tokenizer.convert_tokens_to_ids(END)
-        self.model = llama(len(self.tokenizer), self.pad, end)
-        self.finder = nn.Linear(self.model.config.hidden_size, 2)
+        self.end = self.tokenizer.convert_tokens_to_ids(END)
+        self.refusal_id = self.tokenizer.convert_tokens_to_ids(pointer(0))
+        self.pointer_ids = range(self.end, self.refusal_id + POINTERS)
+        self.model = llama(len(self.tokenizer), self.pad, self.end)
+        self.model.set_attn_implementation("products")
+        width = self.model.config.hidden_size
+        self.heads = nn.ModuleDict({"find": nn.Linear(width, 2), "mean": nn.Linear(width, 384)})
+        self.embedder = Embedder()
         self.step, self.seen, self.seconds = 0, 0, 0.0
         self.checkpoint = work / "checkpoint.pt"
         resumed = self.checkpoint.exists() and not restart
         if not resumed:
             ids = range(len(self.tokenizer))
-            start_from_words(self.model, [self.tokenizer.decode([n]) for n in ids])
+            words = [self.tokenizer.decode([n]) for n in ids]
+            start_from_words(self.model, words, self.pointer_ids)
             start_by_looking_alike(self.model)
         self.model.to(self.device)
-        self.finder.to(self.device)
+        self.heads.to(self.device)
         self.optimizers = self._optimizers()
         if resumed:
             self._resume()
@@ -180,8 +244,8 @@ class Trainer:
         return sampler(self.work)
 
     def run(self, stages: Sequence[Stage], seconds: float) -> None:
-        """Train through ``stages`` for a time. A stage ends once the answer's first token is
-        chosen well enough; the learning rate falls to 0 over the last part of the time."""
+        """Train through ``stages`` for a time. A stage ends once the sentence is chosen well enough
+        or its share of the time is over; the learning rate falls to 0 over the last part."""
         begun = saved = time.monotonic()
         remaining = list(stages)
         stage, chosen, first = remaining.pop(0), 0.0, self.step
@@ -195,7 +259,7 @@ class Trainer:
             self.seconds += took
             self._log(stage, spent / seconds, figures, took)
             chosen += 0.05 * (figures["chosen"] - chosen)
-            if chosen > stage.enough and remaining:
+            if remaining and (chosen > stage.enough or spent > stage.until * seconds):
                 stage, chosen = remaining.pop(0), 0.0
             if time.monotonic() - saved > SAVE_SECONDS:
                 self._save()
@@ -209,6 +273,7 @@ class Trainer:
         model = llama(len(self.tokenizer), self.pad, self.model.config.eos_token_id)
         model.load_state_dict(self.model.state_dict())
         model.config.tritonrag_grounding = "quote"
+        model.config.tritonrag_pointers = POINTERS
         model.generation_config.do_sample = False
         model.to(torch.bfloat16).save_pretrained(fresh)
         for file in (self.work / "tokenizer").iterdir():
@@ -223,7 +288,9 @@ class Trainer:
 
     def _train_step(self, stage: Stage) -> dict[str, float]:
         batch = self._batch(stage)
-        with torch.autocast(self.device, torch.bfloat16, enabled=fast_bfloat16(self.device)):
+        with torch.autocast(
+            self.device, torch.bfloat16, enabled=self.device == "cuda" or fast_bfloat16()
+        ):
             loss, figures = self._loss(batch)
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -246,7 +313,9 @@ class Trainer:
         examples: list[Example] = []
         while sum(len(example.ids) for example in examples) < DRAWN_BATCHES * BATCH_TOKENS:
             of = earlier if random.random() < EARLIER_SHARE else stage
-            example = encode(self.sampler.draw(of, random), self.tokenizer.backend_tokenizer)
+            shift = random.randrange(POINTERS) if random.random() < SHIFTED_SHARE else 0
+            task = self.sampler.draw(of, random)
+            example = encode(task, self.tokenizer.backend_tokenizer, shift)
             if len(example.ids) <= of.length:
                 examples.append(example)
         examples.sort(key=lambda example: len(example.ids))
@@ -261,47 +330,92 @@ class Trainer:
     def _loss(self, batch: list[Example]) -> tuple[Tensor, dict[str, float]]:
         longest = max(len(example.ids) for example in batch)
         ids = torch.full((len(batch), longest), self.pad)
-        weights = torch.zeros(len(batch), longest)
         for row, example in enumerate(batch):
             ids[row, : len(example.ids)] = torch.tensor(example.ids)
-            weights[row, example.prompt_length : len(example.ids)] = torch.tensor(example.weights)
-            noticed = torch.rand(example.prompt_length) < PROMPT_SHARE
-            weights[row, : example.prompt_length] = PROMPT_WEIGHT * noticed
-        ids, weights = ids.to(self.device), weights[:, 1:].to(self.device)
+        ids = ids.to(self.device)
         output = self.model.model(ids, use_cache=False, output_hidden_states=True)
-        where = weights > 0
-        logits = self.model.lm_head(output.last_hidden_state[:, :-1][where]).float()
-        losses = functional.cross_entropy(logits, ids[:, 1:][where], reduction="none")
-        answer = (losses * weights[where]).sum() / weights.sum()
-        finding, found = self._finding(batch, output.hidden_states[MIDDLE_LAYER])
-        right = (logits.argmax(-1) == ids[:, 1:][where])[weights[where] == 1.0].float().mean()
         choosing, chosen = self._choosing(batch, output.last_hidden_state)
-        figures = {"loss": answer.item(), "accuracy": right.item(),
-                   "found": found, "chosen": chosen}  # fmt: skip
-        return answer + FINDING_WEIGHT * finding + CHOOSING_WEIGHT * choosing, figures
+        writing = self._writing(batch, ids, output.last_hidden_state)
+        looking = self._looking(batch)
+        finding, found = self._finding(batch, output.hidden_states[FINDING_LAYER])
+        meaning = self._meaning(batch, output.hidden_states[MEANING_LAYER])
+        figures = {"loss": choosing.item(), "chosen": chosen, "found": found,
+                   "looking": looking.item(), "meaning": meaning.item(),
+                   "writing": writing.item()}  # fmt: skip
+        weighed = LOOKING_WEIGHT * looking
+        weighed += WRITING_WEIGHT * writing + FINDING_WEIGHT * finding + MEANING_WEIGHT * meaning
+        return choosing + weighed, figures
 
     def _choosing(self, batch: list[Example], hidden: Tensor) -> tuple[Tensor, float]:
-        """Return the loss and accuracy of the first token among those that the grammar allows."""
-        last = [example.prompt_length - 1 for example in batch]
-        logits = self.model.lm_head(hidden[range(len(batch)), last]).float()
-        losses, right = [], 0
+        """Return the loss of every choice among what the grammar allows there, and the share of
+        first choices that are right."""
+        special = self.pointer_ids
+        rows, places, wanted, firsts = [], [], [], []
+        allowed = torch.zeros(sum(len(e.choices) for e in batch), len(special), dtype=torch.bool)
         for row, example in enumerate(batch):
-            wanted = example.starts.index(example.ids[example.prompt_length])
-            allowed = logits[row, example.starts]
-            losses.append(allowed.logsumexp(0) - allowed[wanted])
-            right += int(allowed.argmax()) == wanted
-        return torch.stack(losses).mean(), right / len(batch)
+            present = [example.ids[place] - special.start for place in example.pointers]
+            for number, (place, id) in enumerate(example.choices):
+                other = self.refusal_id if number == 0 else self.end
+                allowed[len(rows), [*present, other - special.start]] = True
+                rows.append(row)
+                places.append(place)
+                wanted.append(id - special.start)
+                firsts.append(number == 0)
+        table = self.model.lm_head.weight[special.start : special.stop]
+        logits = (hidden[rows, places] @ table.T).float()
+        logits = logits.masked_fill(~allowed.to(self.device), -torch.inf)
+        targets = torch.tensor(wanted, device=self.device)
+        right = (logits.argmax(-1) == targets).cpu()[torch.tensor(firsts)]
+        return functional.cross_entropy(logits, targets), right.float().mean().item()
+
+    def _looking(self, batch: list[Example]) -> Tensor:
+        """Return the loss of looking at the pointer of the sentence that is to be chosen, or at the
+        start of the prompt where none is: of some heads of the last layer, which copy it."""
+        rows, places, wanted = [], [], []
+        for row, example in enumerate(batch):
+            where = {example.ids[place]: place for place in example.pointers}
+            for place, id in example.choices:
+                rows.append(row)
+                places.append(place)
+                wanted.append(where.get(id, 0))
+        looked = self.model.model.layers[-1].self_attn.looked
+        heads = torch.arange(LOOKING_HEADS)[:, None]
+        return -(looked[rows, heads, places, wanted].float() + 1e-6).log().mean()
+
+    def _writing(self, batch: list[Example], ids: Tensor, hidden: Tensor) -> Tensor:
+        """Return the loss of the answer's words, and of a few of the prompt's."""
+        noticed = torch.rand(ids.shape) < PROMPT_SHARE
+        for row, example in enumerate(batch):
+            noticed[row, example.prompt_length : len(example.ids) - 1] = True
+            noticed[row, [place for place, _ in example.choices]] = False
+            noticed[row, len(example.ids) - 1 :] = False
+        rows, places = noticed.nonzero(as_tuple=True)
+        logits = self.model.lm_head(hidden[rows, places]).float()
+        return functional.cross_entropy(logits, ids[rows, places + 1])
 
     def _finding(self, batch: list[Example], hidden: Tensor) -> tuple[Tensor, float]:
-        """Return the loss and accuracy of picking a target's end, or none, from a middle layer."""
+        """Return the loss and accuracy of picking a target's pointer, or none."""
         losses, right = [], 0
         for row, example in enumerate(batch):
-            asked = self.finder(hidden[row, [*example.ends, example.prompt_length - 1]]).float()
-            scores = torch.cat([asked[:-1, 0], asked[-1:, 1]])
+            asked = self.heads["find"](hidden[row, [*example.pointers, example.prompt_length - 1]])
+            scores = torch.cat([asked[:-1, 0], asked[-1:, 1]]).float()
             wanted = torch.tensor([*example.answers, not any(example.answers)], device=self.device)
             losses.append(scores.logsumexp(0) - scores[wanted].logsumexp(0))
             right += int(wanted[scores.argmax()])
         return torch.stack(losses).mean(), right / len(batch)
+
+    def _meaning(self, batch: list[Example], hidden: Tensor) -> Tensor:
+        """Return how far sentences and questions are from the embedder's vectors, as 1 - cosine;
+        of a few examples, since the embedder takes its time."""
+        rows, places, texts = [], [], []
+        for row in range(0, len(batch), MEANING_EVERY):
+            rows += [row] * (len(batch[row].pointers) + 1)
+            places += [*batch[row].pointers, batch[row].prompt_length - 1]
+            texts += [sentence for sentence, _, _ in batch[row].task.sentences()]
+            texts.append(batch[row].task.question)
+        found = functional.normalize(self.heads["mean"](hidden[rows, places]).float(), dim=-1)
+        wanted = self.embedder.cached(texts).to(self.device)
+        return 1 - (found * wanted).sum(-1).mean()
 
     def _optimizers(self) -> list[torch.optim.Optimizer]:
         matrices = [p for n, p in self.model.model.layers.named_parameters() if p.ndim == 2]
@@ -310,7 +424,7 @@ class Trainer:
         return [
             Muon(matrices, lr=self.rate),
             torch.optim.AdamW(
-                [*others, *self.finder.parameters()], lr=self.rate, betas=(0.9, 0.98),
+                [*others, *self.heads.parameters()], lr=self.rate, betas=(0.9, 0.98),
                 weight_decay=0.0,
             ),
         ]  # fmt: skip
@@ -334,7 +448,7 @@ class Trainer:
         torch.save(
             {
                 "model": self.model.state_dict(),
-                "finder": self.finder.state_dict(),
+                "heads": self.heads.state_dict(),
                 "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
                 "place": (self.step, self.seen, self.seconds),
             },
@@ -345,7 +459,7 @@ class Trainer:
     def _resume(self) -> None:
         saved = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
         self.model.load_state_dict(saved["model"])
-        self.finder.load_state_dict(saved["finder"])
+        self.heads.load_state_dict(saved["heads"])
         for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
             optimizer.load_state_dict(state)
         self.step, self.seen, self.seconds = saved["place"]
@@ -357,14 +471,6 @@ def sampler(work: Path) -> Sampler:
     neighbours = json.loads((work / "neighbours.json").read_text(encoding="utf-8"))
     asker = Asker(rarity, neighbours)
     return Sampler(read_jsonl(work / "pool.jsonl"), read_jsonl(work / "rows.jsonl"), asker)
-
-
-def fast_bfloat16(device: str) -> bool:
-    """Return whether bf16 helps: on a GPU, or on a CPU with instructions for it. Elsewhere it is
-    emulated, thirty times slower than fp32."""
-    if device == "cuda":
-        return True
-    return bool(torch.cpu._is_avx512_bf16_supported())
 
 
 if __name__ == "__main__":

@@ -75,7 +75,10 @@ class EmbedderManifest:
 
 @dataclass(frozen=True)
 class LlmManifest:
-    """An installed LLM. ``grounding`` is its default; special tokens are for the chat template."""
+    """An installed LLM. ``grounding`` is its default; special tokens are for the chat template.
+
+    ``pointers`` is how many sentence pointers it has (:mod:`tritonrag.quoting`), 0 for most.
+    """
 
     model: str
     precision: str
@@ -86,6 +89,7 @@ class LlmManifest:
     special_tokens: dict[str, str]
     parity: dict[str, float]
     versions: dict[str, str]
+    pointers: int = 0
 
     @classmethod
     def load(cls, repository: Path) -> LlmManifest:

@@ -120,7 +120,7 @@ PROMPT = TensorSpec("prompt", "STRING", (1,), "prompt as the LLM reads it")
 CITATIONS = TensorSpec(
     "citations", "STRING", (1,),
     "JSON list, one object per passage: `mark` (its number in the answer), the passage's fields, "
-    "and `dropped` with the reason where it did not fit the context",
+    "and, with the reason `context`, `dropped` where it did not fit or `cut` where its text is cut",
 )  # fmt: skip
 MAX_TOKENS = TensorSpec(
     "max_tokens", "INT32", (1,),

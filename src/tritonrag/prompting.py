@@ -16,7 +16,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from tritonrag.contract import MAX_HISTORY_BYTES
 from tritonrag.errors import InvalidRequest
-from tritonrag.quoting import REFUSAL, mark
+from tritonrag.quoting import REFUSAL, mark, pointed, readable, sentences
 
 SYSTEM = (
     "Answer the question from the numbered passages alone. "
@@ -34,13 +34,24 @@ NOTHING_FOUND = (
 Message = dict[str, str]
 
 
-def user_message(question: str, passages: Sequence[tuple[str, str]]) -> str:
+def user_message(question: str, passages: Sequence[tuple[str, str]], pointers: int = 0) -> str:
     """Return the user message for ``(heading, text)`` passages, numbered from 1, best first.
+
+    For an LLM with ``pointers`` (:mod:`tritonrag.quoting`) each sentence is followed by its own.
 
     The question stands before and after the passages ("query-aware contextualization", Liu et al.
     2023, *Lost in the Middle*): a causal model then reads the passages with the question in mind.
     """
-    asked = f"Question: {' '.join(question.split())}"
+    if pointers:
+        found = pointed((sentences(text) for _, text in passages), pointers)
+        named = zip((readable(heading) for heading, _ in passages), found, strict=True)
+        return assembled(readable(question), list(named))
+    return assembled(" ".join(question.split()), passages)
+
+
+def assembled(question: str, passages: Sequence[tuple[str, str]]) -> str:
+    """Return the user message for a question and passages whose text is as the LLM reads it."""
+    asked = f"Question: {question}"
     numbered = [
         f"{mark(number)} {heading}: {text.strip()}" if heading else f"{mark(number)} {text.strip()}"
         for number, (heading, text) in enumerate(passages, start=1)
@@ -48,14 +59,12 @@ def user_message(question: str, passages: Sequence[tuple[str, str]]) -> str:
     return "\n\n".join([asked, *numbered, asked])
 
 
-def messages(
-    question: str, passages: Sequence[tuple[str, str]], history: Sequence[Message] = ()
-) -> list[Message]:
-    """Return the chat messages: system, earlier turns, then passages and question."""
+def messages(user: str, history: Sequence[Message] = ()) -> list[Message]:
+    """Return the chat messages: system, earlier turns, then the user message."""
     return [
         {"role": "system", "content": SYSTEM},
         *history,
-        {"role": "user", "content": user_message(question, passages)},
+        {"role": "user", "content": user},
     ]
 
 
@@ -112,12 +121,14 @@ class PromptBuilder:
 
     ``render`` turns chat messages into the prompt, ``count_tokens`` counts its tokens,
     ``context_tokens`` is the LLM's context and ``answer_tokens`` what is kept free for the answer.
+    ``pointers`` is how many the LLM has.
     """
 
     render: Callable[[list[Message]], str]
     count_tokens: Callable[[str], int]
     context_tokens: int
     answer_tokens: int
+    pointers: int = 0
 
     def build(
         self, question: str, passages: Sequence[dict[str, Any]], history: Sequence[Message] = ()
@@ -125,15 +136,17 @@ class PromptBuilder:
         """Return the prompt for ``passages``, best first.
 
         The lowest ranked that do not fit are named in the citations with ``"dropped": "context"``.
-        To keep the best one, the oldest turns go.
+        To keep the best one, the oldest turns go; a best one that alone is too long is read as far
+        as it fits, and its citation holds just that, with ``"cut": "context"``.
 
         No passages give an empty prompt and no citations.
 
         Raises:
-            InvalidRequest: the question and the best passage alone are over the context.
+            InvalidRequest: the question alone leaves no room for a passage.
         """
         if not passages:
             return Prompt("", [])
+        passages = [self._fitting(question, passages[0]), *passages[1:]]
         turns = self._recent(question, passages[:1], history)
         # Tokens grow with passages: find the most that fit without rendering every count.
         over = bisect_left(
@@ -146,6 +159,26 @@ class PromptBuilder:
         dropped = [{"mark": None, "dropped": "context", **passage} for passage in passages[over:]]
         return Prompt(text, kept + dropped)
 
+    def _fitting(self, question: str, passage: dict[str, Any]) -> dict[str, Any]:
+        """Return the best passage, cut after the last word that fits beside the question."""
+
+        def fits(length: int) -> bool:
+            return self._fits(self._render(question, [{**passage, "text": text[:length]}], ()))
+
+        text = str(passage["text"])
+        if fits(len(text)):
+            return passage
+        most = bisect_left(range(1, len(text)), True, key=lambda length: not fits(length))
+        words = text[:most].rsplit(maxsplit=1)
+        cut = words[0] if len(words) > 1 else text[:most]
+        if not cut.strip():
+            raise InvalidRequest(
+                f"question: leaves no room for a passage in the LLM's context of "
+                f"{self.context_tokens} tokens, {self.answer_tokens} of them for the answer; "
+                "shorten it"
+            )
+        return {**passage, "text": cut, "cut": "context"}
+
     def _recent(
         self, question: str, best: Sequence[dict[str, Any]], history: Sequence[Message]
     ) -> list[Message]:
@@ -157,19 +190,13 @@ class PromptBuilder:
             True,
             key=lambda start: self._fits(self._render(question, best, history[start:])),
         )
-        if found == len(starts):
-            raise InvalidRequest(
-                "question: does not fit the LLM's context together with the best passage "
-                f"({self.context_tokens} tokens, {self.answer_tokens} of them for the answer); "
-                "shorten it, or index with smaller chunks"
-            )
-        return list(history[starts[found] :])
+        return list(history[starts[min(found, len(starts) - 1)] :])
 
     def _render(
         self, question: str, passages: Sequence[dict[str, Any]], history: Sequence[Message]
     ) -> str:
         pairs = [(heading(passage), str(passage["text"])) for passage in passages]
-        return self.render(messages(question, pairs, history))
+        return self.render(messages(user_message(question, pairs, self.pointers), history))
 
     def _fits(self, text: str) -> bool:
         return self.count_tokens(text) <= self.context_tokens - self.answer_tokens

@@ -4,6 +4,11 @@ With ``grounding=quote`` the decoder may only write one to three whole sentences
 each followed by the mark of its passage, or the fixed refusal. Whatever the model's size, the
 answer is then verbatim from a source (runs of white space count as one space).
 
+An LLM may know *pointers*: special tokens, one after each sentence of its prompt, which never show
+in an answer. It then writes a sentence's pointer before the sentence, so that one token chooses
+among whole sentences and the grammar forces the rest. Without them the choice falls piece by piece,
+at the first word of several sentences, before any of them has been read to its end.
+
 This module knows neither Triton nor an engine: it turns citations into a Lark grammar as read by
 llguidance, which ONNX Runtime GenAI embeds.
 """
@@ -52,7 +57,7 @@ def sentences(text: str) -> list[str]:
     """
     found: list[str] = []
     for piece in segment("en", text):
-        sentence = _readable(piece)
+        sentence = readable(piece)
         found.extend(_cut(sentence))
     return [sentence for sentence in found if any(char.isalnum() for char in sentence)]
 
@@ -62,45 +67,96 @@ def mark(number: int) -> str:
     return f"[{number}]"
 
 
+def pointer(number: int) -> str:
+    """Return the pointer of sentence ``number`` of a prompt, counted from 1; 0 is the refusal's.
+
+    It is made of control characters, which :func:`readable` takes out of all other text, so that
+    nothing in a document or a question can pass for one.
+    """
+    return f"\x02{number}\x03"
+
+
 def quotes(citations: Iterable[tuple[int, str]]) -> Iterator[str]:
     """Yield every allowed quote, ``sentence [n]``, of ``(mark number, passage text)`` pairs.
 
     A sentence that stands in several passages is quoted from the first (best ranked) one.
     """
+    pairs = [(mark(number), sentences(text)) for number, text in citations]
+    for (cited, _), found in zip(pairs, numbered(found for _, found in pairs), strict=True):
+        yield from (f"{sentence} {cited}" for number, sentence in found if number)
+
+
+def pointed(passages: Iterable[Iterable[str]], pointers: int) -> Iterator[str]:
+    """Yield the text of each passage, given as sentences, with a pointer after each sentence.
+
+    There are ``pointers`` of them, that of the refusal included; what comes after the last shares
+    it. A sentence that stood before has none.
+    """
+    for found in numbered(passages):
+        yield " ".join(
+            sentence + (pointer(min(number, pointers - 1)) if number else "")
+            for number, sentence in found
+        )
+
+
+def numbered(passages: Iterable[Iterable[str]]) -> Iterator[list[tuple[int, str]]]:
+    """Yield each passage's sentences with their numbers from 1 on; 0 for one that stood before."""
     seen: set[str] = set()
-    for number, text in citations:
-        for sentence in sentences(text):
-            if sentence not in seen:
-                seen.add(sentence)
-                yield f"{sentence} {mark(number)}"
+    for passage in passages:
+        found = []
+        for sentence in passage:
+            fresh = sentence not in seen
+            seen.add(sentence)
+            found.append((len(seen) if fresh else 0, sentence))
+        yield found
 
 
-def quote_grammar(citations: Iterable[tuple[int, str]], encode: Encode) -> str:
+def quote_grammar(citations: Iterable[tuple[int, str]], encode: Encode, pointers: int = 0) -> str:
     """Return the Lark grammar of answers that only quote ``(mark number, passage text)`` pairs.
 
     It is written in the LLM's own token ids, as ``encode`` gives them for text without special
-    tokens, so that an answer is always tokenised as in training. A leading space is allowed, since
-    many tokenizers join it to the first word.
+    tokens, so that an answer is always tokenised as in training. Where the LLM has no ``pointers``
+    a leading space is allowed, since many tokenizers join it to the first word.
     """
     allowed = list(quotes(citations))
-    refusal = _alternatives(encode, [REFUSAL], _OPENINGS)
+    if pointers:
+        ids = [encode(answer) for answer in pointed_answers(allowed, pointers)]
+        first = after = _any_of(ids[:-1])
+        refusal = _any_of(ids[-1:])
+    else:
+        first = _any_of(_spelled(encode, allowed, _OPENINGS))
+        after = _any_of(_spelled(encode, allowed, _AFTER_QUOTE))
+        refusal = _any_of(_spelled(encode, [REFUSAL], _OPENINGS))
     rules = [_NO_FORCING, f"refusal: {refusal}"]
     if not allowed:
         return "\n".join([*rules, "start: refusal"])
     return "\n".join([
         *rules,
-        f"first: {_alternatives(encode, allowed, _OPENINGS)}",
-        f"next: {_alternatives(encode, allowed, _AFTER_QUOTE)}",
+        f"first: {first}",
+        f"next: {after}",
         f"start: refusal | first next{{0,{MAX_QUOTES - 1}}}",
     ])  # fmt: skip
 
 
-def _alternatives(encode: Encode, texts: Sequence[str], places: Sequence[tuple[str, str]]) -> str:
-    """Return ``texts`` as alternatives, tokenised as they are after each ``(before, space)``."""
-    spelled = (
-        _continuation(encode, before, space + text) for before, space in places for text in texts
-    )
+def pointed_answers(allowed: Sequence[str], pointers: int) -> list[str]:
+    """Return what an LLM with pointers writes for each allowed quote and, last, for the refusal."""
+    quoted = [
+        f"{pointer(min(number, pointers - 1))} {quote}" for number, quote in enumerate(allowed, 1)
+    ]
+    return [*quoted, f"{pointer(0)} {REFUSAL}"]
+
+
+def _any_of(spelled: Iterable[Sequence[int]]) -> str:
     return " | ".join(dict.fromkeys(" ".join(f"<[{id}]>" for id in ids) for ids in spelled))
+
+
+def _spelled(
+    encode: Encode, texts: Sequence[str], places: Sequence[tuple[str, str]]
+) -> Iterator[Sequence[int]]:
+    """Yield the tokens of ``texts`` as they are after each ``(before, space)``."""
+    for before, space in places:
+        for text in texts:
+            yield _continuation(encode, before, space + text)
 
 
 def _continuation(encode: Encode, before: str, text: str) -> Sequence[int]:
@@ -110,7 +166,7 @@ def _continuation(encode: Encode, before: str, text: str) -> Sequence[int]:
     return whole[len(start) :] if apart else encode(text)
 
 
-def _readable(text: str) -> str:
+def readable(text: str) -> str:
     """Collapse white space and drop control characters, which no quote needs."""
     kept = (char for char in text if char.isspace() or unicodedata.category(char) != _CONTROL)
     return " ".join("".join(kept).split())

@@ -103,7 +103,7 @@ def test_the_oldest_turns_go_before_a_passage_does(model: pb_fake.Served) -> Non
         ({"passages": [['{"text": 3}']]}, 'passages: expected JSON objects with a "text"'),
         ({"passages": [["[" * 90000]]}, "passages: not JSON"),
         ({"passages": [[r'{"text": "half \ud83d"}']]}, "passages: not JSON in UTF-8"),
-        ({"passages": [[passage("word " * 300)]]}, "question: does not fit the LLM's context"),
+        ({"question": ["word " * 300]}, "question: leaves no room for a passage in the LLM's"),
         ({"history": ["nope"]}, "history: not JSON"),
         ({"history": ["[" * 60000]}, "history: not JSON"),
         ({"history": [r'[{"role": "user", "content": "\udfff"}]']}, "history: not JSON in UTF-8"),

@@ -35,11 +35,3 @@ def test_path_scores_are_probabilities_of_the_allowed_answers() -> None:
 def test_a_long_forced_tail_costs_nothing() -> None:
     found = path_scores([[1, 2, 3, 4], [5]], [[log(0.5), -9.0, -9.0, -9.0], [log(0.5)]])
     assert found == pytest.approx([log(0.5), log(0.5)])
-
-
-def test_bias_moves_probability_between_first_tokens() -> None:
-    logprobs = [[log(0.5), 0.0, 0.0], [log(0.5), 0.0, 0.0], [log(0.5), 0.0, 0.0]]
-    plain, biased = path_scores(QUOTES, logprobs), path_scores(QUOTES, logprobs, [0, 0, 2.0])
-    assert plain[2] == pytest.approx(log(0.5))
-    assert biased[2] > plain[2]
-    assert biased[0] < plain[0]

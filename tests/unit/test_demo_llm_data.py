@@ -16,6 +16,7 @@ from examples import (  # noqa: E402
     CURRICULUM,
     END,
     PAD,
+    POINTERS,
     Passage,
     Sampler,
     Task,
@@ -26,7 +27,8 @@ from policies import question, section  # noqa: E402
 from questions import Asker, content_words  # noqa: E402
 from tokenizer import train  # noqa: E402
 
-from tritonrag.quoting import REFUSAL, quotes  # noqa: E402
+from tritonrag.prompting import user_message  # noqa: E402
+from tritonrag.quoting import REFUSAL, pointed_answers, pointer, quotes  # noqa: E402
 
 LEAVE = (
     "Full-time staff get 25 days of annual leave.",
@@ -38,7 +40,7 @@ LAPTOP = ("Laptops are replaced every four years.", "Return the old one to the s
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return train(iter([*LEAVE, *LAPTOP, f"Question: ?\n\n[1] [2]\nAnswer: {REFUSAL}"] * 3), 400)
+    return train(iter([*LEAVE, *LAPTOP, f"Question: ?\n\n[1] [2]\nAnswer: {REFUSAL}"] * 3), 600)
 
 
 @pytest.fixture
@@ -109,26 +111,38 @@ def test_content_words_leave_stop_words_out() -> None:
     assert content_words("What is the notice period?") == ["notice", "period"]
 
 
-def test_an_example_is_prompt_and_quote_as_served(tokenizer) -> None:
+def test_an_example_is_prompt_and_answer_as_served(tokenizer) -> None:
     task = Task("How many days?", (Passage("Leave", LEAVE), Passage("", LAPTOP)), ((0, 0), (1, 1)))
     example = encode(task, tokenizer)
     prompt = tokenizer.decode(example.ids[: example.prompt_length], skip_special_tokens=False)
     answer = tokenizer.decode(example.ids[example.prompt_length : -1], skip_special_tokens=False)
-    assert prompt == task.prompt()
-    assert prompt.endswith("\nAnswer:")
-    assert "] Leave:\x01 Full-time" in prompt
+    passages = [("Leave", " ".join(LEAVE)), ("", " ".join(LAPTOP))]
+    asked = user_message("How many days?", passages, POINTERS)
+    assert prompt == task.prompt() == f"{asked}\nAnswer:"
     allowed = list(quotes([(1, " ".join(LEAVE)), (2, " ".join(LAPTOP))]))
-    assert answer == f" {allowed[0]} {allowed[4]}"
+    written = pointed_answers(allowed, POINTERS)
+    assert answer == written[0] + written[4]
     assert example.ids[-1] == tokenizer.token_to_id(END)
-    assert len(example.weights) == len(example.ids) - example.prompt_length
     assert example.answers == [True, False, False, False, True]
-    ends = [tokenizer.decode(example.ids[: end + 1])[-8:] for end in example.ends]
-    assert ends == [sentence[-8:] for sentence in (*LEAVE, *LAPTOP)]
+    shown = [tokenizer.id_to_token(example.ids[place]) for place in example.pointers]
+    assert shown == [pointer(number) for number in range(1, 6)]
+
+
+def test_choices_are_the_pointers_and_the_end(tokenizer) -> None:
+    task = Task("How many days?", (Passage("Leave", LEAVE), Passage("", LAPTOP)), ((0, 0), (1, 1)))
+    for shift in (0, 3, POINTERS - 2):
+        example = encode(task, tokenizer, shift)
+        wanted = [example.ids[example.pointers[n]] for n in (0, 4)]
+        assert [id for _, id in example.choices] == [*wanted, tokenizer.token_to_id(END)]
+        assert all(example.ids[place + 1] == id for place, id in example.choices)
+        assert example.choices[0][0] == example.prompt_length - 1
 
 
 def test_no_targets_are_a_refusal(tokenizer) -> None:
     example = encode(Task("Who?", (Passage("", LAPTOP),), ()), tokenizer)
     assert tokenizer.decode(example.ids[example.prompt_length : -1]) == f" {REFUSAL}"
+    refusal = tokenizer.token_to_id(pointer(0))
+    assert example.choices == [(example.prompt_length - 1, refusal)]
     assert not any(example.answers)
     assert tokenizer.token_to_id(PAD) == 0
 
@@ -150,9 +164,9 @@ def test_sampled_tasks_are_answerable_or_refused_as_marked(asker: Asker) -> None
     tasks = [sampler.draw(stage, random) for stage in CURRICULUM for _ in range(50)]
     assert any(not task.targets for task in tasks)
     for task in tasks:
-        said = [sentence for sentence, _ in task.quotes()]
-        held = {s for passage in task.passages for s in passage.sentences}
-        assert said == [REFUSAL] or set(said) <= held
+        said = [sentence for sentence, _, answers in task.sentences() if answers]
+        assert bool(said) == bool(task.targets)
+        assert said == [task.passages[p].sentences[s] for p, s in sorted(task.targets)]
 
 
 def test_invented_sections_state_each_attribute_once() -> None:

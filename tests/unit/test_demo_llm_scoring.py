@@ -9,7 +9,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "export" / "demo_llm"))
 
-from scoring import Overlap, baseline, cites, contains, exact, scores  # noqa: E402
+from scoring import Overlap, cites, contains, exact, following, scores  # noqa: E402
 
 ROW = {
     "question": "How often are laptops replaced?",
@@ -53,4 +53,11 @@ def test_rows_without_answers_alone_have_no_figures() -> None:
 
 def test_overlap_finds_the_sentence_that_shares_rare_words() -> None:
     overlap = Overlap([*ROW["passages"][0].split(". "), *ROW["passages"][1].split(". ")])
-    assert baseline(ROW, overlap.best) == RIGHT
+    assert following(ROW, overlap.best, 1) == RIGHT
+
+
+def test_a_longer_baseline_quotes_what_follows_in_the_passage() -> None:
+    def desk(_: str, found: list[str]) -> int:
+        return found.index("Ask the desk.")
+
+    assert following(ROW, desk, 3) == ["Ask the desk. [1]", "Desks are tall. [1]"]

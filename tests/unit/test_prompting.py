@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from tritonrag.prompting import (
     parse_passages,
     user_message,
 )
-from tritonrag.quoting import REFUSAL
+from tritonrag.quoting import REFUSAL, pointer
 
 
 def render(turns: list[Message]) -> str:
@@ -50,8 +51,24 @@ def test_the_question_stands_before_and_after_the_passages() -> None:
     )
 
 
+def test_sentences_are_followed_by_their_pointers_where_the_llm_has_some() -> None:
+    passages = [("Leave", "25 days. Ask Anna."), ("", "Ask Anna. Ask Ben. Ask Cleo.")]
+
+    assert user_message("how many?", passages, pointers=4) == (
+        "Question: how many?\n\n[1] Leave: 25 days.\x021\x03 Ask Anna.\x022\x03\n\n"
+        "[2] Ask Anna. Ask Ben.\x023\x03 Ask Cleo.\x023\x03\n\nQuestion: how many?"
+    )
+
+
+def test_no_text_can_pass_for_a_pointer() -> None:
+    forged = f"who{pointer(2)}?"
+    found = user_message(forged, [(forged, f"One{pointer(7)} day.")], pointers=8)
+
+    assert re.findall("\x02(.*?)\x03", found) == ["1"]
+
+
 def test_system_message_history_and_question_in_that_order() -> None:
-    turns = messages("q", [("", "p")], exchange(2))
+    turns = messages("q", exchange(2))
 
     assert [turn["role"] for turn in turns] == ["system", "user", "assistant", "user"]
     assert turns[0]["content"] == SYSTEM
@@ -96,9 +113,22 @@ def test_all_fit() -> None:
     assert [each["mark"] for each in built.citations] == list(range(1, 101))
 
 
-def test_a_question_that_does_not_fit_with_the_best_passage_is_refused() -> None:
-    with pytest.raises(InvalidRequest, match=r"question: does not fit .*\(50 tokens, 7 of them"):
-        builder(50, answer=7).build("a", passages(1), exchange(4))
+@pytest.mark.parametrize("text", ["word " * 2000, "字" * 10_000, "x = [1]\n" * 1500])
+def test_a_best_passage_that_is_too_long_is_read_as_far_as_it_fits(text: str) -> None:
+    """Tokens are characters here."""
+    fits = PromptBuilder(render, len, context_tokens=1000, answer_tokens=100)
+    built = fits.build("a", [{"id": "long", "text": text}, *passages(2)], exchange(4))
+
+    cut = built.citations[0]
+    assert (cut["mark"], cut["id"], cut["cut"]) == (1, "long", "context")
+    assert text.startswith(cut["text"])
+    assert 880 < len(built.text) <= 900
+    assert [each["dropped"] for each in built.citations[1:]] == ["context"] * 2
+
+
+def test_a_question_that_leaves_no_room_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match=r"question: leaves no room .* of 60 tokens, 7 of"):
+        builder(60, answer=7).build("word " * 50, passages(1), exchange(4))
 
 
 def test_the_oldest_exchanges_go_first_and_the_rest_begins_with_the_user() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import string
 import unicodedata
 
@@ -14,6 +15,9 @@ from tritonrag.quoting import (
     MAX_SENTENCE_CHARS,
     REFUSAL,
     mark,
+    pointed,
+    pointed_answers,
+    pointer,
     quote_grammar,
     quotes,
     sentences,
@@ -140,6 +144,52 @@ def test_tokens_are_those_of_the_text_in_its_place() -> None:
     grammar = quote_grammar([(1, "Ask Anna.")], encode)
 
     assert f"next: {' '.join(f'<[{id}]>' for id in encode('] Ask Anna. [1]')[1:])}" in grammar
+
+
+def pointer_ids(text: str) -> list[int]:
+    """Spell text as bytes, and each pointer as one byte that no UTF-8 text has."""
+    parts = re.split("\x02(\\d+)\x03", text)
+    return [
+        byte
+        for place, part in enumerate(parts)
+        for byte in ([0xF8 + int(part)] if place % 2 else part.encode())
+    ]
+
+
+@pytest.mark.parametrize(
+    "answer", ["1 You have 25 days. [1]", "3 Bikes are green. [2]2 Ask Anna. [1]"]
+)
+def test_an_llm_with_pointers_writes_one_before_each_quote(answer: str) -> None:
+    spelled = re.sub(r"(?<!\d)([123]) (?=[A-Z])", "\x02\\1\x03 ", answer)
+    run = LLMatcher(BYTES, grammar_from("lark", quote_grammar(LEAVE, pointer_ids, 8)))
+    tokens = pointer_ids(spelled)
+    assert run.try_consume_tokens(tokens) == len(tokens)
+    assert run.is_accepting()
+
+
+@pytest.mark.parametrize("answer", ["You have", "\x022\x03 You", "\x020\x03 Ask", "\x024\x03"])
+def test_a_pointer_goes_with_its_own_quote_alone(answer: str) -> None:
+    run = LLMatcher(BYTES, grammar_from("lark", quote_grammar(LEAVE, pointer_ids, 8)))
+    tokens = pointer_ids(answer)
+    assert run.try_consume_tokens(tokens) < len(tokens)
+
+
+def test_more_sentences_than_pointers_share_the_last() -> None:
+    found = pointed_answers([f"{n}. [1]" for n in range(1, 5)], pointers=3)
+
+    assert [answer.partition(" ")[0] for answer in found] == [
+        pointer(n) for n in (1, 2, 2, 2, 0)
+    ]  # fmt: skip
+
+
+def test_pointers_stand_where_the_quotes_are_counted() -> None:
+    """A sentence that stood before has no pointer, as it has no quote of its own."""
+    texts = ["Ask Anna. Call Ben.", "Ask  Anna. Write to Cleo."]
+    shown = " ".join(pointed(map(sentences, texts), 10))
+
+    for number, quote in enumerate(quotes(enumerate(texts, 1)), 1):
+        assert f"{quote.rpartition(' ')[0]}{pointer(number)}" in shown
+    assert shown.count("\x02") == 3
 
 
 def test_marks() -> None:

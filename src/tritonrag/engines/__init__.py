@@ -63,4 +63,5 @@ def prompt_builder(repository: Path) -> PromptBuilder:
         count_tokens=lambda text: len(tokenizer.encode(text, add_special_tokens=False)),
         context_tokens=manifest.context_tokens,
         answer_tokens=min(DEFAULT_MAX_TOKENS, manifest.context_tokens // 4),
+        pointers=manifest.pointers,
     )

@@ -14,7 +14,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -94,8 +94,7 @@ class GenaiEngine:
         if self._closed:
             raise Unavailable("generate: is being unloaded; try again later")
         prompt, room = self._encode(generation)
-        quoting = generation.grounding == "quote"
-        grammar = quote_grammar(generation.passages, self._ids) if quoting else ""
+        grammar = self._grammar(generation.passages) if generation.grounding == "quote" else ""
         self._admission.enter()
         stream = TextStream(sink, generation.stop)
         stream.usage.prompt_tokens = len(prompt)
@@ -137,6 +136,9 @@ class GenaiEngine:
             )
         return np.array(ids, dtype=np.int32), room
 
+    def _grammar(self, passages: Sequence[tuple[int, str]]) -> str:
+        return quote_grammar(passages, self._ids, self._manifest.pointers)
+
     def _ids(self, text: str) -> list[int]:
         found: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return found
@@ -163,7 +165,7 @@ class GenaiEngine:
         request = self._engine.create_request()
         options = og.TurnOptions(request)
         options.set_max_generated_tokens(1)
-        options.set_guidance("lark_grammar", quote_grammar([], self._ids))
+        options.set_guidance("lark_grammar", self._grammar(()))
         request.begin_turn(np.array(self._ids(REFUSAL), dtype=np.int32), options)
         while self._engine.has_pending_requests():
             self._engine.run(self._events)
