@@ -23,9 +23,10 @@ from typing import Any
 import torch
 from choosing import greedy, path_scores
 from corpus import read_jsonl
-from scoring import Overlap, Quotes, Row, following, scores
+from scoring import Quotes, Row, following, scores
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
+from tritonrag.overlap import Overlap
 from tritonrag.prompting import PromptBuilder, chat_template
 from tritonrag.quoting import MAX_QUOTES, REFUSAL, pointed_answers, quotes, sentences
 
@@ -283,7 +284,7 @@ def measure(rows: list[Row], reader: Reader) -> dict[str, list[Quotes]]:
     overlap = Overlap([s for row in rows for text in row["passages"] for s in sentences(text)])
     random = Random(0)
     baselines: dict[str, Callable[[str, list[str]], int]] = {
-        "overlap": overlap.best,
+        "overlap": lambda question, found: max_index(overlap.scores(question, found)),
         "random": lambda _, found: random.randrange(len(found)),
     }
     if embedder := load_embedder():

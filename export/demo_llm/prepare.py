@@ -23,6 +23,8 @@ from questions import content_words
 PASSAGE_CHARS = 560
 """Length of a training passage, about 128 tokens of the embedder: what the index holds."""
 NEIGHBOUR_WORDS = 10_000
+CORPUS_PASSAGES = 8_000
+"""Passages of the archives that are used, by whole documents; the question rows have 7,000."""
 Row = dict[str, Any]
 
 
@@ -38,10 +40,10 @@ def main() -> None:
 
     rows = [row for row in map(annotated, read_jsonl(arguments.rows)) if row]
     train, dev, test = split(rows)
-    pool = [*row_passages(train), *corpus_passages(arguments.corpora)]
+    random = Random(arguments.seed)
+    pool = [*row_passages(train), *some(corpus_passages(arguments.corpora), random)]
     write_jsonl(arguments.out / "rows.jsonl", train)
     write_jsonl(arguments.out / "pool.jsonl", pool)
-    random = Random(arguments.seed)
     write_jsonl(arguments.out / "dev.jsonl", questions_with_passages(dev, random))
     write_jsonl(arguments.out / "test.jsonl", questions_with_passages(test, random))
     write_words(arguments.out, pool)
@@ -92,6 +94,18 @@ def corpus_passages(folder: Path) -> Iterator[Row]:
     for name, text in archive_texts(folder):
         for heading, found in chunks(prose(text), PASSAGE_CHARS):
             yield {"group": name, "heading": heading, "sentences": found}
+
+
+def some(passages: Iterator[Row], random: Random) -> list[Row]:
+    """Return the passages of documents drawn at random, until they are enough."""
+    documents: dict[str, list[Row]] = {}
+    for passage in passages:
+        documents.setdefault(passage["group"], []).append(passage)
+    found: list[Row] = []
+    for name in random.sample(sorted(documents), len(documents)):
+        if len(found) < CORPUS_PASSAGES:
+            found += documents[name]
+    return found
 
 
 def write_words(out: Path, pool: list[Row]) -> None:

@@ -10,6 +10,8 @@ import re
 from collections.abc import Mapping, Sequence
 from random import Random
 
+from tritonrag.overlap import words
+
 _STOPWORDS = """a about above after again all also although am an and any are as at be because been
 before being below between both but by can cannot could did do does doing don down during each
 either etc even every few for from further had has have having he her here hers him his how however
@@ -62,11 +64,6 @@ _IF_FORMS = (
     "{} {}, what then?", "{} {}",
 )  # fmt: skip
 _MINE = {"your": "my", "yours": "mine", "you": "I", "yourself": "myself", "their": "my"}
-
-
-def words(text: str) -> list[str]:
-    """Return the words of a text in order."""
-    return _WORD.findall(text)
 
 
 def content_words(text: str) -> list[str]:

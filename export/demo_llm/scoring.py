@@ -6,14 +6,10 @@ An answer is a list of quotes, ``sentence [n]``; the refusal is an empty list.
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from math import log
 from typing import Any
 
-from questions import words
-
+from tritonrag.overlap import words
 from tritonrag.quoting import mark, quotes, sentences
 
 _MARK = re.compile(r" \[(\d+)\]$")
@@ -95,42 +91,6 @@ def following(row: Row, best: Callable[[str, list[str]], int], most: int) -> Quo
     cited = allowed[first].rpartition(" ")[2]
     found = allowed[first : first + most]
     return [quote for quote in found if quote.rpartition(" ")[2] == cited]
-
-
-@dataclass
-class Overlap:
-    """BM25 over sentences (k1 1.2, b 0.75), rarity counted in all rows' sentences."""
-
-    corpus: list[str]
-    counts: Counter[str] = field(default_factory=Counter)
-
-    def __post_init__(self) -> None:
-        """Count the words."""
-        for sentence in self.corpus:
-            self.counts.update(set(_stems(sentence)))
-        self.mean = sum(len(_stems(s)) for s in self.corpus) / max(1, len(self.corpus))
-
-    def best(self, question: str, found: list[str]) -> int:
-        """Return the number of the sentence with the highest score."""
-        asked = set(_stems(question))
-        return max(range(len(found)), key=lambda number: self._score(asked, found[number]))
-
-    def _score(self, asked: set[str], sentence: str) -> float:
-        stems = Counter(_stems(sentence))
-        length = 1.2 * (0.25 + 0.75 * stems.total() / self.mean)
-        return sum(
-            self._rarity(word) * stems[word] * 2.2 / (stems[word] + length)
-            for word in asked & stems.keys()
-        )
-
-    def _rarity(self, word: str) -> float:
-        count = self.counts[word]
-        return log(1 + (len(self.corpus) - count + 0.5) / (count + 0.5))
-
-
-def _stems(text: str) -> list[str]:
-    """Return lower-cased words with the commonest English endings cut off."""
-    return [re.sub(r"(?<=\w{3})(?:ies|es|s|ed|ing)$", "", word.lower()) for word in words(text)]
 
 
 def _plain(text: str) -> str:

@@ -4,9 +4,9 @@
     python export/demo_llm/train.py --stage full --minutes 30 --rate 1e-3
 
 Loss: each choice of a sentence, of the refusal or of the end, among what the grammar allows there;
-a little of every other token; and in training alone two linear heads, one that must give the
-embedder's vector of each sentence and of the question from a middle layer, one that must say from
-the layer above which sentences answer.
+where the last layer looks then; a little of other tokens; and in training alone two heads on a
+middle layer, one that must give the embedder's vector of each sentence and question, one that must
+match questions to the sentences that answer them.
 """
 
 from __future__ import annotations
@@ -47,18 +47,20 @@ MODEL = Path(__file__).parent / "model"
 ROPE_THETA = 500_000.0
 """With the usual 10,000 a quarter of a head's dimensions stay comparable over a full prompt."""
 LAYERS, HEADS = 5, 4
-MEANING_LAYER, FINDING_LAYER = 3, 4
-"""Whose outputs the heads read; the layer above is left to turn what is found into a choice."""
+MIDDLE_LAYER = 3
+"""Whose output the heads read; the layers above are left to turn what is found into a choice."""
+MATCHING_WIDTH = 128
 PROMPT_SHARE = 0.02
 WRITING_WEIGHT, FINDING_WEIGHT, MEANING_WEIGHT, LOOKING_WEIGHT = 0.1, 0.5, 1.0, 0.3
 LOOKING_HEADS = 2
-MEANING_EVERY = 4
+LATER_WEIGHT = 2.0
+WRITTEN_SHARE = 0.5
 SHIFTED_SHARE = 0.5
 LIKENESS, COPYING = 1.2, 0.6
-BATCH_TOKENS = 3072
+BATCH_TOKENS = 4096
 DRAWN_BATCHES = 10
 WARMUP_STEPS = 60
-COOLDOWN_SHARE = 0.35
+COOLDOWN_SHARE = 0.5
 SAVE_SECONDS = 120
 EARLIER_SHARE = 0.3
 
@@ -151,21 +153,33 @@ def start_by_looking_alike(model: LlamaForCausalLM) -> None:
 
 def attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None,
-    scaling: float, **_: Any,
+    scaling: float, hidden: Tensor, **_: Any,
 ) -> tuple[Tensor, None]:  # fmt: skip
-    """Causal attention by plain products: on a CPU half the time of the fused one."""
-    length = query.shape[-2]
-    future = torch.full((length, length), -torch.inf, dtype=query.dtype).triu(1)
-    scores = torch.baddbmm(
-        future.to(query.device), query.flatten(0, 1), key.flatten(0, 1).mT, alpha=scaling
-    )
-    looked = scores.softmax(-1).to(value.dtype)
-    module.looked = looked.unflatten(0, query.shape[:2])
-    found = looked @ value.flatten(0, 1)
-    return found.unflatten(0, query.shape[:2]).transpose(1, 2).contiguous(), None
+    """Attention by plain products, on a CPU half the time of the fused one. ``hidden`` [batch, 1,
+    length, length] is added to its scores: -inf where a token may not look."""
+    looked = (scaling * (query @ key.mT) + hidden.to(query.dtype)).softmax(-1).to(value.dtype)
+    if module.layer_idx == LAYERS - 1:
+        module.looked = looked
+    return (looked @ value).transpose(1, 2).contiguous(), None
+
+
+def hidden_from(parts: Tensor) -> Tensor:
+    """Return what is added to scores of attention for the parts [batch, length] of examples: a
+    question sees part 0, the passages, and itself."""
+    same = parts[:, :, None] == parts[:, None, :]
+    seen = (same | (parts[:, None, :] == 0)).tril()
+    return torch.zeros(seen.shape).masked_fill(~seen, -torch.inf)[:, None]
 
 
 AttentionInterface.register("products", attention)
+
+
+def weighed(losses: Tensor, batch: Sequence[Example]) -> Tensor:
+    """Return the mean of the losses of all choices; the later ones of answers, which are few, count
+    more."""
+    first = torch.tensor([choice.first for example in batch for choice in example.choices])
+    weights = torch.where(first, 1.0, LATER_WEIGHT).to(losses.device)
+    return (losses * weights).sum() / weights.sum()
 
 
 class Muon(torch.optim.Optimizer):
@@ -221,7 +235,12 @@ class Trainer:
         self.model = llama(len(self.tokenizer), self.pad, self.end)
         self.model.set_attn_implementation("products")
         width = self.model.config.hidden_size
-        self.heads = nn.ModuleDict({"find": nn.Linear(width, 2), "mean": nn.Linear(width, 384)})
+        self.heads = nn.ModuleDict({
+            "question": nn.Linear(width, MATCHING_WIDTH),
+            "sentence": nn.Linear(width, MATCHING_WIDTH),
+            "none": nn.Linear(width, 1),
+            "meaning": nn.Linear(width, 384),
+        })  # fmt: skip
         self.embedder = Embedder()
         self.step, self.seen, self.seconds = 0, 0, 0.0
         self.checkpoint = work / "checkpoint.pt"
@@ -316,7 +335,7 @@ class Trainer:
             shift = random.randrange(POINTERS) if random.random() < SHIFTED_SHARE else 0
             task = self.sampler.draw(of, random)
             example = encode(task, self.tokenizer.backend_tokenizer, shift)
-            if len(example.ids) <= of.length:
+            if example.positions[-1] <= of.length:
                 examples.append(example)
         examples.sort(key=lambda example: len(example.ids))
         batches: list[list[Example]] = [[]]
@@ -330,21 +349,30 @@ class Trainer:
     def _loss(self, batch: list[Example]) -> tuple[Tensor, dict[str, float]]:
         longest = max(len(example.ids) for example in batch)
         ids = torch.full((len(batch), longest), self.pad)
+        positions = torch.zeros(len(batch), longest, dtype=torch.long)
+        parts = torch.full((len(batch), longest), -1)
         for row, example in enumerate(batch):
             ids[row, : len(example.ids)] = torch.tensor(example.ids)
+            positions[row, : len(example.ids)] = torch.tensor(example.positions)
+            parts[row, : len(example.ids)] = torch.tensor(example.parts)
         ids = ids.to(self.device)
-        output = self.model.model(ids, use_cache=False, output_hidden_states=True)
+        output = self.model.model(
+            ids, position_ids=positions.to(self.device), use_cache=False, output_hidden_states=True,
+            hidden=hidden_from(parts).to(self.device),
+        )  # fmt: skip
+        middle = output.hidden_states[MIDDLE_LAYER]
+        middle = functional.rms_norm(middle, middle.shape[-1:])
         choosing, chosen = self._choosing(batch, output.last_hidden_state)
-        writing = self._writing(batch, ids, output.last_hidden_state)
+        writing = self._writing(parts, ids, output.last_hidden_state)
         looking = self._looking(batch)
-        finding, found = self._finding(batch, output.hidden_states[FINDING_LAYER])
-        meaning = self._meaning(batch, output.hidden_states[MEANING_LAYER])
+        finding, found = self._finding(batch, middle)
+        meaning = self._meaning(batch, middle)
         figures = {"loss": choosing.item(), "chosen": chosen, "found": found,
                    "looking": looking.item(), "meaning": meaning.item(),
                    "writing": writing.item()}  # fmt: skip
-        weighed = LOOKING_WEIGHT * looking
-        weighed += WRITING_WEIGHT * writing + FINDING_WEIGHT * finding + MEANING_WEIGHT * meaning
-        return choosing + weighed, figures
+        others = LOOKING_WEIGHT * looking + WRITING_WEIGHT * writing
+        others += FINDING_WEIGHT * finding + MEANING_WEIGHT * meaning
+        return choosing + others, figures
 
     def _choosing(self, batch: list[Example], hidden: Tensor) -> tuple[Tensor, float]:
         """Return the loss of every choice among what the grammar allows there, and the share of
@@ -354,66 +382,78 @@ class Trainer:
         allowed = torch.zeros(sum(len(e.choices) for e in batch), len(special), dtype=torch.bool)
         for row, example in enumerate(batch):
             present = [example.ids[place] - special.start for place in example.pointers]
-            for number, (place, id) in enumerate(example.choices):
-                other = self.refusal_id if number == 0 else self.end
+            for choice in example.choices:
+                other = self.refusal_id if choice.first else self.end
                 allowed[len(rows), [*present, other - special.start]] = True
                 rows.append(row)
-                places.append(place)
-                wanted.append(id - special.start)
-                firsts.append(number == 0)
+                places.append(choice.place)
+                wanted.append(choice.wanted - special.start)
+                firsts.append(choice.first)
         table = self.model.lm_head.weight[special.start : special.stop]
         logits = (hidden[rows, places] @ table.T).float()
         logits = logits.masked_fill(~allowed.to(self.device), -torch.inf)
         targets = torch.tensor(wanted, device=self.device)
         right = (logits.argmax(-1) == targets).cpu()[torch.tensor(firsts)]
-        return functional.cross_entropy(logits, targets), right.float().mean().item()
+        losses = functional.cross_entropy(logits, targets, reduction="none")
+        return weighed(losses, batch), right.float().mean().item()
 
     def _looking(self, batch: list[Example]) -> Tensor:
-        """Return the loss of looking at the pointer of the sentence that is to be chosen, or at the
-        start of the prompt where none is: of some heads of the last layer, which copy it."""
-        rows, places, wanted = [], [], []
+        """Return the loss of looking at a pointer of the sentence that is to be chosen, behind it
+        or in the question's list, or at the start where none is: of some heads of the last layer,
+        which copy it."""
+        rows, places, read, listed = [], [], [], []
         for row, example in enumerate(batch):
             where = {example.ids[place]: place for place in example.pointers}
-            for place, id in example.choices:
+            for choice in example.choices:
                 rows.append(row)
-                places.append(place)
-                wanted.append(where.get(id, 0))
+                places.append(choice.place)
+                read.append(where.get(choice.wanted, 0))
+                begin = example.parts.index(example.parts[choice.place])
+                own = example.ids[begin : choice.place]
+                named = begin + own.index(choice.wanted) if choice.wanted in own else read[-1]
+                listed.append(named)
         looked = self.model.model.layers[-1].self_attn.looked
         heads = torch.arange(LOOKING_HEADS)[:, None]
-        return -(looked[rows, heads, places, wanted].float() + 1e-6).log().mean()
+        both = looked[rows, heads, places, read] + looked[rows, heads, places, listed]
+        return weighed(-(both.float() + 1e-6).log().mean(0), batch)
 
-    def _writing(self, batch: list[Example], ids: Tensor, hidden: Tensor) -> Tensor:
-        """Return the loss of the answer's words, and of a few of the prompt's."""
-        noticed = torch.rand(ids.shape) < PROMPT_SHARE
-        for row, example in enumerate(batch):
-            noticed[row, example.prompt_length : len(example.ids) - 1] = True
-            noticed[row, [place for place, _ in example.choices]] = False
-            noticed[row, len(example.ids) - 1 :] = False
-        rows, places = noticed.nonzero(as_tuple=True)
+    def _writing(self, parts: Tensor, ids: Tensor, hidden: Tensor) -> Tensor:
+        """Return the loss of the words of written answers, and of a few of the passages'."""
+        following = (parts[:, 1:] == parts[:, :-1]) & (parts[:, :-1] >= 0)
+        kept = following & ((parts[:, :-1] > 0) | (torch.rand(following.shape) < PROMPT_SHARE))
+        kept &= torch.rand(kept.shape) < WRITTEN_SHARE
+        rows, places = kept.nonzero(as_tuple=True)
         logits = self.model.lm_head(hidden[rows, places]).float()
         return functional.cross_entropy(logits, ids[rows, places + 1])
 
-    def _finding(self, batch: list[Example], hidden: Tensor) -> tuple[Tensor, float]:
-        """Return the loss and accuracy of picking a target's pointer, or none."""
-        losses, right = [], 0
+    def _finding(self, batch: list[Example], middle: Tensor) -> tuple[Tensor, float]:
+        """Return the loss and accuracy of matching each question to a target, or to none."""
+        losses, right, count = [], 0, 0
         for row, example in enumerate(batch):
-            asked = self.heads["find"](hidden[row, [*example.pointers, example.prompt_length - 1]])
-            scores = torch.cat([asked[:-1, 0], asked[-1:, 1]]).float()
-            wanted = torch.tensor([*example.answers, not any(example.answers)], device=self.device)
-            losses.append(scores.logsumexp(0) - scores[wanted].logsumexp(0))
-            right += int(wanted[scores.argmax()])
-        return torch.stack(losses).mean(), right / len(batch)
+            asked = middle[row, [choice.place for choice in example.choices if choice.first]]
+            read = self.heads["sentence"](middle[row, example.pointers])
+            matched = self.heads["question"](asked) @ read.T / MATCHING_WIDTH**0.5
+            scores = torch.cat([matched, self.heads["none"](asked)], -1).float()
+            wanted = torch.tensor([[*found, not any(found)] for found in example.answers])
+            wanted = wanted.to(self.device)
+            best = scores.masked_fill(~wanted, -torch.inf).logsumexp(-1)
+            losses.append(scores.logsumexp(-1) - best)
+            right += int(wanted.gather(1, scores.argmax(-1, keepdim=True)).sum())
+            count += len(asked)
+        return torch.cat(losses).mean(), right / count
 
-    def _meaning(self, batch: list[Example], hidden: Tensor) -> Tensor:
-        """Return how far sentences and questions are from the embedder's vectors, as 1 - cosine;
-        of a few examples, since the embedder takes its time."""
+    def _meaning(self, batch: list[Example], middle: Tensor) -> Tensor:
+        """Return how far sentences and questions are from the embedder's vectors, as 1 - cosine."""
         rows, places, texts = [], [], []
-        for row in range(0, len(batch), MEANING_EVERY):
-            rows += [row] * (len(batch[row].pointers) + 1)
-            places += [*batch[row].pointers, batch[row].prompt_length - 1]
-            texts += [sentence for sentence, _, _ in batch[row].task.sentences()]
-            texts.append(batch[row].task.question)
-        found = functional.normalize(self.heads["mean"](hidden[rows, places]).float(), dim=-1)
+        for row, example in enumerate(batch):
+            firsts = [choice.place for choice in example.choices if choice.first]
+            asked = zip(firsts, example.task.questions, strict=True)
+            written = [(place, question.text) for place, question in asked if question.written]
+            rows += [row] * (len(example.pointers) + len(written))
+            places += [*example.pointers, *(place for place, _ in written)]
+            texts += [sentence for sentence, _ in example.task.sentences()[: len(example.pointers)]]
+            texts += [text for _, text in written]
+        found = functional.normalize(self.heads["meaning"](middle[rows, places]).float(), dim=-1)
         wanted = self.embedder.cached(texts).to(self.device)
         return 1 - (found * wanted).sum(-1).mean()
 

@@ -16,7 +16,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from tritonrag.contract import MAX_HISTORY_BYTES
 from tritonrag.errors import InvalidRequest
-from tritonrag.quoting import REFUSAL, mark, pointed, readable, sentences
+from tritonrag.overlap import Overlap
+from tritonrag.quoting import REFUSAL, mark, numbered, pointed, pointer, readable, sentences
 
 SYSTEM = (
     "Answer the question from the numbered passages alone. "
@@ -31,32 +32,59 @@ NOTHING_FOUND = (
 )
 """The answer when retrieval returned no passage: no LLM is asked."""
 
+SHORTLIST = 6
+"""Most sentences named as sharing words with the question."""
+
 Message = dict[str, str]
 
 
 def user_message(question: str, passages: Sequence[tuple[str, str]], pointers: int = 0) -> str:
     """Return the user message for ``(heading, text)`` passages, numbered from 1, best first.
 
-    For an LLM with ``pointers`` (:mod:`tritonrag.quoting`) each sentence is followed by its own.
-
-    The question stands before and after the passages ("query-aware contextualization", Liu et al.
-    2023, *Lost in the Middle*): a causal model then reads the passages with the question in mind.
+    For an LLM with ``pointers`` (:mod:`tritonrag.quoting`) each sentence stands between its own,
+    and the question comes last alone, so that in training one reading serves many questions. After
+    it stand the pointers of the sentences that share most words with it.
     """
-    if pointers:
-        found = pointed((sentences(text) for _, text in passages), pointers)
-        named = zip((readable(heading) for heading, _ in passages), found, strict=True)
-        return assembled(readable(question), list(named))
-    return assembled(" ".join(question.split()), passages)
+    if not pointers:
+        asked = f"Question: {' '.join(question.split())}"
+        return "\n\n".join([asked, *_numbered(passages), asked])
+    found = [sentences(text) for _, text in passages]
+    headings = [readable(heading) for heading, _ in passages]
+    return pointed_message(readable(question), headings, found, pointers)
 
 
-def assembled(question: str, passages: Sequence[tuple[str, str]]) -> str:
-    """Return the user message for a question and passages whose text is as the LLM reads it."""
-    asked = f"Question: {question}"
-    numbered = [
+def pointed_message(
+    question: str, headings: Sequence[str], passages: Sequence[Sequence[str]], pointers: int
+) -> str:
+    """Return the user message for an LLM with pointers, of passages split into sentences."""
+    texts = pointed(passages, pointers)
+    shown = _numbered(list(zip(headings, texts, strict=True)))
+    fresh = [sentence for found in numbered(passages) for number, sentence in found if number]
+    return "\n\n".join([*shown, asked_last(question, fresh, Overlap(fresh), pointers)])
+
+
+def asked_last(question: str, found: Sequence[str], overlap: Overlap, pointers: int) -> str:
+    """Return the question, then the pointers of the sentences that share most words with it.
+
+    They come best first, each with the share of the question's words that it has, in tenths.
+    Counting words is a small LLM's weakness and costs code nothing; what they mean is left to it.
+    """
+    scores = overlap.scores(question, found)
+    ranked = sorted(range(len(found)), key=lambda place: -scores[place])[:SHORTLIST]
+    tenths = [min(9, int(10 * overlap.covered(question, found[place]))) for place in ranked]
+    listed = "".join(
+        f"{pointer(min(place + 1, pointers - 1))}{tenth}"
+        for place, tenth in zip(ranked, tenths, strict=True)
+        if scores[place] > 0
+    )
+    return f"Question: {question}\nShared words: {listed or 'none'}"
+
+
+def _numbered(passages: Iterable[tuple[str, str]]) -> list[str]:
+    return [
         f"{mark(number)} {heading}: {text.strip()}" if heading else f"{mark(number)} {text.strip()}"
         for number, (heading, text) in enumerate(passages, start=1)
     ]
-    return "\n\n".join([asked, *numbered, asked])
 
 
 def messages(user: str, history: Sequence[Message] = ()) -> list[Message]:

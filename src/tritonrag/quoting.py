@@ -4,10 +4,10 @@ With ``grounding=quote`` the decoder may only write one to three whole sentences
 each followed by the mark of its passage, or the fixed refusal. Whatever the model's size, the
 answer is then verbatim from a source (runs of white space count as one space).
 
-An LLM may know *pointers*: special tokens, one after each sentence of its prompt, which never show
-in an answer. It then writes a sentence's pointer before the sentence, so that one token chooses
-among whole sentences and the grammar forces the rest. Without them the choice falls piece by piece,
-at the first word of several sentences, before any of them has been read to its end.
+An LLM may know *pointers*: special tokens, one on either side of each sentence of its prompt, which
+never show in an answer. It then writes a sentence's pointer before the sentence, so that one token
+chooses among whole sentences and the grammar forces the rest. Without them the choice falls piece
+by piece, at the first word of several sentences, before any of them has been read to its end.
 
 This module knows neither Triton nor an engine: it turns citations into a Lark grammar as read by
 llguidance, which ONNX Runtime GenAI embeds.
@@ -87,16 +87,19 @@ def quotes(citations: Iterable[tuple[int, str]]) -> Iterator[str]:
 
 
 def pointed(passages: Iterable[Iterable[str]], pointers: int) -> Iterator[str]:
-    """Yield the text of each passage, given as sentences, with a pointer after each sentence.
+    """Yield the text of each passage, given as sentences, with each sentence between two pointers.
 
     There are ``pointers`` of them, that of the refusal included; what comes after the last shares
     it. A sentence that stood before has none.
     """
     for found in numbered(passages):
-        yield " ".join(
-            sentence + (pointer(min(number, pointers - 1)) if number else "")
-            for number, sentence in found
-        )
+        yield "".join(
+            f"{sign} {sentence}{sign}"
+            for sign, sentence in (
+                (pointer(min(number, pointers - 1)) if number else "", sentence)
+                for number, sentence in found
+            )
+        ).strip()
 
 
 def numbered(passages: Iterable[Iterable[str]]) -> Iterator[list[tuple[int, str]]]:

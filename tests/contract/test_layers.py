@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[2] / "src/tritonrag"
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"contract", "errors"}),
     frozenset({"settings"}),
-    frozenset({"artifacts", "fusion", "markup", "quoting"}),
+    frozenset({"artifacts", "fusion", "markup", "overlap", "quoting"}),
     frozenset({"documents", "generation", "prompting", "tokenizing"}),
     frozenset({"chunking"}),
     frozenset({"index", "engines"}),

@@ -17,7 +17,9 @@ from examples import (  # noqa: E402
     END,
     PAD,
     POINTERS,
+    Example,
     Passage,
+    Question,
     Sampler,
     Task,
     encode,
@@ -111,40 +113,75 @@ def test_content_words_leave_stop_words_out() -> None:
     assert content_words("What is the notice period?") == ["notice", "period"]
 
 
-def test_an_example_is_prompt_and_answer_as_served(tokenizer) -> None:
-    task = Task("How many days?", (Passage("Leave", LEAVE), Passage("", LAPTOP)), ((0, 0), (1, 1)))
-    example = encode(task, tokenizer)
-    prompt = tokenizer.decode(example.ids[: example.prompt_length], skip_special_tokens=False)
-    answer = tokenizer.decode(example.ids[example.prompt_length : -1], skip_special_tokens=False)
+TASK = Task(
+    (Passage("Leave", LEAVE), Passage("", LAPTOP)),
+    (
+        Question("How many days?", ((0, 0), (1, 1)), written=True),
+        Question("When do they expire?", ((0, 2),)),
+        Question("Who?", (), written=True),
+    ),
+)
+
+
+def part(example: Example, number: int) -> list[int]:
+    return [id for id, of in zip(example.ids, example.parts, strict=True) if of == number]
+
+
+def test_passages_and_a_question_are_the_prompt_as_served(tokenizer) -> None:
+    example = encode(TASK, tokenizer)
     passages = [("Leave", " ".join(LEAVE)), ("", " ".join(LAPTOP))]
-    asked = user_message("How many days?", passages, POINTERS)
-    assert prompt == task.prompt() == f"{asked}\nAnswer:"
+    for number, asked in enumerate(TASK.questions, 1):
+        message = user_message(asked.text, passages, POINTERS)
+        prompt = TASK.prompt(asked.text)
+        assert prompt == f"{message}\nAnswer:"
+        length = len(tokenizer.encode(prompt).ids)
+        assert (part(example, 0) + part(example, number))[:length] == tokenizer.encode(prompt).ids
+
+
+def test_a_question_stands_right_after_the_passages(tokenizer) -> None:
+    example = encode(TASK, tokenizer)
+    read = example.parts.count(0)
+    for number in range(4):
+        places = [p for p, of in zip(example.positions, example.parts, strict=True) if of == number]
+        assert places == list(range(places[0], places[0] + len(places)))
+        assert places[0] == (read if number else 0)
+
+
+def test_a_written_answer_is_what_the_grammar_allows(tokenizer) -> None:
+    example = encode(TASK, tokenizer)
     allowed = list(quotes([(1, " ".join(LEAVE)), (2, " ".join(LAPTOP))]))
-    written = pointed_answers(allowed, POINTERS)
-    assert answer == written[0] + written[4]
-    assert example.ids[-1] == tokenizer.token_to_id(END)
-    assert example.answers == [True, False, False, False, True]
-    shown = [tokenizer.id_to_token(example.ids[place]) for place in example.pointers]
-    assert shown == [pointer(number) for number in range(1, 6)]
+    answers = pointed_answers(allowed, POINTERS)
+    text = tokenizer.decode(part(example, 1), skip_special_tokens=False)
+    assert text.partition("Answer:")[2] == answers[0] + answers[4]
+    assert tokenizer.decode(part(example, 2)).endswith("Answer:")
 
 
-def test_choices_are_the_pointers_and_the_end(tokenizer) -> None:
-    task = Task("How many days?", (Passage("Leave", LEAVE), Passage("", LAPTOP)), ((0, 0), (1, 1)))
+def test_choices_are_pointers_the_end_and_the_refusal(tokenizer) -> None:
+    end, refusal = tokenizer.token_to_id(END), tokenizer.token_to_id(pointer(0))
     for shift in (0, 3, POINTERS - 2):
-        example = encode(task, tokenizer, shift)
-        wanted = [example.ids[example.pointers[n]] for n in (0, 4)]
-        assert [id for _, id in example.choices] == [*wanted, tokenizer.token_to_id(END)]
-        assert all(example.ids[place + 1] == id for place, id in example.choices)
-        assert example.choices[0][0] == example.prompt_length - 1
-
-
-def test_no_targets_are_a_refusal(tokenizer) -> None:
-    example = encode(Task("Who?", (Passage("", LAPTOP),), ()), tokenizer)
-    assert tokenizer.decode(example.ids[example.prompt_length : -1]) == f" {REFUSAL}"
-    refusal = tokenizer.token_to_id(pointer(0))
-    assert example.choices == [(example.prompt_length - 1, refusal)]
-    assert not any(example.answers)
+        example = encode(TASK, tokenizer, shift)
+        ids = [example.ids[place] for place in example.pointers]
+        assert len(set(ids)) == 5
+        assert [choice.wanted for choice in example.choices] == [
+            ids[0],
+            ids[4],
+            end,
+            ids[2],
+            refusal,
+        ]
+        assert [choice.first for choice in example.choices] == [True, False, False, True, True]
+        following = [example.ids[choice.place + 1] for choice in example.choices[:2]]
+        assert following == [ids[0], ids[4]]
+        assert example.answers[0] == [True, False, False, False, True]
+        assert not any(example.answers[2])
     assert tokenizer.token_to_id(PAD) == 0
+
+
+def test_pointers_are_those_after_the_sentences(tokenizer) -> None:
+    example = encode(TASK, tokenizer)
+    for number, place in enumerate(example.pointers):
+        assert tokenizer.decode(example.ids[:place])[-8:] == (*LEAVE, *LAPTOP)[number][-8:]
+        assert tokenizer.id_to_token(example.ids[place]) == pointer(number + 1)
 
 
 def test_a_window_holds_the_targets() -> None:
@@ -157,16 +194,22 @@ def test_a_window_holds_the_targets() -> None:
 
 def test_sampled_tasks_are_answerable_or_refused_as_marked(asker: Asker) -> None:
     pool = [{"group": "s", "heading": "", "sentences": list(text)} for text in (LEAVE, LAPTOP) * 3]
-    rows = [{"question": "When do unused days expire?", "sentences": list(LEAVE),
-             "answer": "31 March 2031", "targets": [2], "source": "s"}]  # fmt: skip
+    rows = [
+        {"question": "When do unused days expire?", "sentences": list(LEAVE),
+         "answer": "31 March 2031", "targets": [2], "source": "s"},
+        {"question": "How often are laptops replaced?", "sentences": list(LAPTOP),
+         "answer": "four years", "targets": [0], "source": "s"},
+    ]  # fmt: skip
     sampler = Sampler(pool, rows, asker)
     random = Random(1)
     tasks = [sampler.draw(stage, random) for stage in CURRICULUM for _ in range(50)]
-    assert any(not task.targets for task in tasks)
-    for task in tasks:
-        said = [sentence for sentence, _, answers in task.sentences() if answers]
-        assert bool(said) == bool(task.targets)
-        assert said == [task.passages[p].sentences[s] for p, s in sorted(task.targets)]
+    asked = [(task, each) for task in tasks for each in task.questions]
+    assert any(not each.targets for _, each in asked)
+    for task, each in asked:
+        said = [task.passages[p].sentences[s] for p, s in each.targets]
+        if each.text.startswith("When do unused days expire"):
+            assert said in ([], [LEAVE[2]])
+            assert bool(said) == any(LEAVE[2] in passage.sentences for passage in task.passages)
 
 
 def test_invented_sections_state_each_attribute_once() -> None:

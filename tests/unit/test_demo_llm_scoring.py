@@ -9,7 +9,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "export" / "demo_llm"))
 
-from scoring import Overlap, cites, contains, exact, following, scores  # noqa: E402
+from scoring import cites, contains, exact, following, scores  # noqa: E402
 
 ROW = {
     "question": "How often are laptops replaced?",
@@ -51,9 +51,8 @@ def test_rows_without_answers_alone_have_no_figures() -> None:
     assert scores([NONE], [[]]) == {}
 
 
-def test_overlap_finds_the_sentence_that_shares_rare_words() -> None:
-    overlap = Overlap([*ROW["passages"][0].split(". "), *ROW["passages"][1].split(". ")])
-    assert following(ROW, overlap.best, 1) == RIGHT
+def test_a_baseline_quotes_its_best_sentence() -> None:
+    assert following(ROW, lambda _, found: len(found) - 2, 1) == RIGHT
 
 
 def test_a_longer_baseline_quotes_what_follows_in_the_passage() -> None:

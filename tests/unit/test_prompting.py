@@ -10,6 +10,7 @@ import pytest
 
 from tritonrag.errors import InvalidRequest
 from tritonrag.prompting import (
+    SHORTLIST,
     SYSTEM,
     Message,
     PromptBuilder,
@@ -51,20 +52,40 @@ def test_the_question_stands_before_and_after_the_passages() -> None:
     )
 
 
-def test_sentences_are_followed_by_their_pointers_where_the_llm_has_some() -> None:
+def test_sentences_stand_between_their_pointers_where_the_llm_has_some() -> None:
     passages = [("Leave", "25 days. Ask Anna."), ("", "Ask Anna. Ask Ben. Ask Cleo.")]
 
-    assert user_message("how many?", passages, pointers=4) == (
-        "Question: how many?\n\n[1] Leave: 25 days.\x021\x03 Ask Anna.\x022\x03\n\n"
-        "[2] Ask Anna. Ask Ben.\x023\x03 Ask Cleo.\x023\x03\n\nQuestion: how many?"
+    found = user_message("how\n many?", passages, pointers=4)
+
+    assert re.sub("\x02(.)\x03", r"<\1>", found) == (
+        "[1] Leave: <1> 25 days.<1><2> Ask Anna.<2>\n\n"
+        "[2] Ask Anna.<3> Ask Ben.<3><3> Ask Cleo.<3>\n\n"
+        "Question: how many?\nShared words: none"
     )
+
+
+def test_the_sentences_that_share_words_are_listed_best_first() -> None:
+    passages = [("", "Leave is 25 days. Ask Ben. Unused leave expires in March.")]
+
+    found = user_message("Unused leave in March?", passages, pointers=9)
+
+    listed = found.rpartition("Shared words: ")[2]
+    assert re.sub("\x02(.)\x03", r"<\1>", listed) == "<3>9<1>1"
+
+
+def test_the_list_is_short() -> None:
+    text = " ".join(f"Room {n} is open." for n in range(20))
+
+    found = user_message("Which room is open?", [("", text)], pointers=99)
+
+    assert found.rpartition("Shared words: ")[2].count("\x02") == SHORTLIST
 
 
 def test_no_text_can_pass_for_a_pointer() -> None:
     forged = f"who{pointer(2)}?"
     found = user_message(forged, [(forged, f"One{pointer(7)} day.")], pointers=8)
 
-    assert re.findall("\x02(.*?)\x03", found) == ["1"]
+    assert set(re.findall("\x02(.*?)\x03", found)) == {"1"}
 
 
 def test_system_message_history_and_question_in_that_order() -> None:

@@ -188,8 +188,8 @@ def test_pointers_stand_where_the_quotes_are_counted() -> None:
     shown = " ".join(pointed(map(sentences, texts), 10))
 
     for number, quote in enumerate(quotes(enumerate(texts, 1)), 1):
-        assert f"{quote.rpartition(' ')[0]}{pointer(number)}" in shown
-    assert shown.count("\x02") == 3
+        assert f"{pointer(number)} {quote.rpartition(' ')[0]}{pointer(number)}" in shown
+    assert shown.count("\x02") == 2 * 3
 
 
 def test_marks() -> None:
