@@ -24,8 +24,9 @@ from transformers import AutoModelForCausalLM
 
 from tritonrag.quoting import pointer
 
-BIASES = [n / 4 for n in range(-16, 17)]
-SENTENCE_COST = 0.05
+BIASES = [n / 4 for n in range(-32, 17)]
+F1_SLACK = 0.02
+SENTENCE_COST = 0.1
 """A further quote must raise the share of answers that hold the gold span by this much."""
 
 
@@ -54,13 +55,13 @@ def main() -> None:
 
 
 def refusal_bias(rows: Sequence[Row], readings: Sequence[Reading]) -> float:
-    """Return the bias with the best F1 of refusals, the middle one of those as good."""
+    """Return the least bias with about the best F1 of refusals: to refuse costs answers."""
     found = [
         scores(list(rows), [reading.answer(bias) for reading in readings])["refusal_f1"]
         for bias in BIASES
     ]
-    best = [bias for bias, value in zip(BIASES, found, strict=True) if value == max(found)]
-    return best[len(best) // 2]
+    least = max(found) - F1_SLACK
+    return next(bias for bias, value in zip(BIASES, found, strict=True) if value >= least)
 
 
 def end_bias(rows: Sequence[Row], readings: Sequence[Reading]) -> float:

@@ -265,6 +265,10 @@ def test_a_failed_build_shows_what_the_builder_said(
             lambda folder: train_tokenizer(("x",), folder, pad_token="<pad>"),
             "the tokenizer has",
         ),
+        (
+            lambda folder: edit_json(folder / "config.json", tritonrag_pointers=4),
+            "tritonrag_pointers 4, but its tokenizer has no special token",
+        ),
     ],
 )  # fmt: skip
 def test_a_spoilt_llm_is_one_clear_line(
