@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +30,10 @@ HOSTILE = {
 
 
 @pytest.fixture(scope="module")
-def reader() -> Iterator[Any]:
+def reader() -> Any:
     from evaluate import MODEL, Reader
 
-    yield Reader.load(MODEL)
+    return Reader.load(MODEL)
 
 
 @pytest.mark.parametrize("name", HOSTILE)
