@@ -213,12 +213,17 @@ class Reader:
         preferred to each after the first, and the states of those choices."""
         order, ends, states = [] if first is None else [first], [], []
         prompt_length = cache.get_seq_length()
-        while 0 < len(order) < min(MAX_QUOTES, len(tokens)):
+        while 0 < len(order) < MAX_QUOTES:
+            # With pointers the grammar wants quotes in their order.
+            begin = order[-1] + 1 if self.builder.pointers else 0
+            if begin == len(tokens):
+                break
             written = [token for number in order for token in tokens[number]]
             cache, last, state = self._run(written, cache)
-            chosen = greedy(tokens, self._logprobs(cache, last, tokens))
+            allowed = tokens[begin:]
+            chosen = begin + greedy(allowed, self._logprobs(cache, last, allowed))
             cache.crop(prompt_length - cache.get_seq_length())
-            best = max(float(last[ids[0]]) for ids in tokens)
+            best = max(float(last[ids[0]]) for ids in allowed)
             ends.append(float(last[self.model.config.eos_token_id]) - best)
             states.append(state)
             if chosen in order:

@@ -124,21 +124,32 @@ def quote_grammar(citations: Iterable[tuple[int, str]], encode: Encode, pointers
     allowed = list(quotes(citations))
     if pointers:
         ids = [encode(answer) for answer in pointed_answers(allowed, pointers)]
-        first = after = _any_of(ids[:-1])
-        refusal = _any_of(ids[-1:])
-    else:
-        first = _any_of(_spelled(encode, allowed, _OPENINGS))
-        after = _any_of(_spelled(encode, allowed, _AFTER_QUOTE))
-        refusal = _any_of(_spelled(encode, [REFUSAL], _OPENINGS))
+        return "\n".join([_NO_FORCING, *_in_order(ids[:-1]), f"refusal: {_any_of(ids[-1:])}"])
+    refusal = _any_of(_spelled(encode, [REFUSAL], _OPENINGS))
     rules = [_NO_FORCING, f"refusal: {refusal}"]
     if not allowed:
         return "\n".join([*rules, "start: refusal"])
     return "\n".join([
         *rules,
-        f"first: {first}",
-        f"next: {after}",
+        f"first: {_any_of(_spelled(encode, allowed, _OPENINGS))}",
+        f"next: {_any_of(_spelled(encode, allowed, _AFTER_QUOTE))}",
         f"start: refusal | first next{{0,{MAX_QUOTES - 1}}}",
     ])  # fmt: skip
+
+
+def _in_order(quoted: Sequence[Sequence[int]]) -> Iterator[str]:
+    """Yield the rules of up to ``MAX_QUOTES`` quotes, each at most once and in their order.
+
+    ``from_2_5`` is one or two quotes of those from 5 on: 5 and perhaps one more, or none of 5.
+    """
+    last = len(quoted) - 1
+    yield f"start: refusal | from_{MAX_QUOTES}_0" if quoted else "start: refusal"
+    for number, ids in enumerate(quoted):
+        yield f"quote_{number}: {_any_of([ids])}"
+        for left in range(1, MAX_QUOTES + 1):
+            more = f" from_{left - 1}_{number + 1}?" if left > 1 and number < last else ""
+            later = f" | from_{left}_{number + 1}" if number < last else ""
+            yield f"from_{left}_{number}: quote_{number}{more}{later}"
 
 
 def pointed_answers(allowed: Sequence[str], pointers: int) -> list[str]:

@@ -157,7 +157,7 @@ def pointer_ids(text: str) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    "answer", ["1 You have 25 days. [1]", "3 Bikes are green. [2]2 Ask Anna. [1]"]
+    "answer", ["1 You have 25 days. [1]", "2 Ask Anna. [1]3 Bikes are green. [2]"]
 )
 def test_an_llm_with_pointers_writes_one_before_each_quote(answer: str) -> None:
     spelled = re.sub(r"(?<!\d)([123]) (?=[A-Z])", "\x02\\1\x03 ", answer)
@@ -165,6 +165,15 @@ def test_an_llm_with_pointers_writes_one_before_each_quote(answer: str) -> None:
     tokens = pointer_ids(spelled)
     assert run.try_consume_tokens(tokens) == len(tokens)
     assert run.is_accepting()
+
+
+@pytest.mark.parametrize("order", ["11", "32", "121", "1233"])
+def test_with_pointers_no_sentence_is_quoted_twice_or_out_of_order(order: str) -> None:
+    """For an LLM that chooses by one token, a repetition is as near as the choice itself."""
+    answers = pointed_answers(list(quotes(LEAVE)), 8)
+    run = LLMatcher(BYTES, grammar_from("lark", quote_grammar(LEAVE, pointer_ids, 8)))
+    tokens = [id for number in order for id in pointer_ids(answers[int(number) - 1])]
+    assert run.try_consume_tokens(tokens) < len(tokens)
 
 
 @pytest.mark.parametrize("answer", ["You have", "\x022\x03 You", "\x020\x03 Ask", "\x024\x03"])
