@@ -18,7 +18,7 @@ QUESTIONS = [
 
 Asked = tuple[dict[str, str | None], Answer]
 RIGHT = 3
-"""A floor under the committed weights, which answer 4; the aim is 9 (export/demo_llm/README.md)."""
+"""A floor under the committed weights, which answer 5; the aim is 9 (export/demo_llm/README.md)."""
 
 
 @pytest.fixture(scope="module")
