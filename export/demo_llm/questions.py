@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from random import Random
 
-from tritonrag.overlap import words
+from tritonrag.overlap import WORD, words
 
 _STOPWORDS = """a about above after again all also although am an and any are as at be because been
 before being below between both but by can cannot could did do does doing don down during each
@@ -22,7 +22,6 @@ using very was we were what when where whether which while who whom whose why wi
 without would yet you your yours"""
 STOPWORDS = frozenset(_STOPWORDS.split())
 
-_WORD = re.compile(r"[^\W_]+(?:['’.\-/][^\W_]+)*")
 _NUMBER = r"(?:\d[\d,.]*|one|two|three|four|five|six|seven|eight|nine|ten|twelve|twenty|thirty)"
 _DATE = re.compile(
     r"\b(?:(?:January|February|March|April|May|June|July|August|September|October|November"
@@ -103,7 +102,7 @@ class Asker:
         return random.choice(_TOPIC_FORMS).format(self.topic(sentence, random, 7))
 
     def _vary(self, question: str, random: Random) -> str:
-        changed = _WORD.sub(lambda found: self._neighbour(found[0], random), question)
+        changed = WORD.sub(lambda found: self._neighbour(found[0], random), question)
         if random.random() < 0.35:
             changed = changed.lower()
         elif random.random() < 0.7:

@@ -11,14 +11,14 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from math import log
 
-_WORD = re.compile(r"[^\W_]+(?:['’.\-/][^\W_]+)*")
+WORD = re.compile(r"[^\W_]+(?:['’.\-/][^\W_]+)*")
 _ENDING = re.compile(r"(?<=\w{3})(?:ies|es|s|ed|ing)$")
 _K1, _B = 1.2, 0.75
 
 
 def words(text: str) -> list[str]:
     """Return the words of a text in order."""
-    return _WORD.findall(text)
+    return WORD.findall(text)
 
 
 def stems(text: str) -> list[str]:
