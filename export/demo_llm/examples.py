@@ -17,10 +17,10 @@ from typing import Any
 
 from policies import Fact, section
 from policies import question as asked_of
-from questions import Asker, content_words
+from questions import Asker
 from tokenizers import Tokenizer
 
-from tritonrag.overlap import Overlap
+from tritonrag.overlap import Overlap, content_words
 from tritonrag.prompting import asked_last, chat_template, messages, pointed_message
 from tritonrag.quoting import MAX_QUOTES, mark, numbered, pointer
 
@@ -30,6 +30,11 @@ POINTERS = 128
 """Sentences of one prompt that the model can tell apart; see ``tritonrag.quoting``."""
 MADE_ALONE = 14
 """Most questions of an example without real ones."""
+HELPED = 0.5
+"""Share of the questions made from a sentence's words whose list of shared words is given: where it
+always is, following it is all that is learnt."""
+VARIED = 0.2
+"""Share of the real questions in which words are replaced by near ones."""
 CHAT_TEMPLATE = (Path(__file__).parent / "chat_template.jinja").read_text(encoding="utf-8")
 
 render = chat_template(CHAT_TEMPLATE)
@@ -48,12 +53,13 @@ class Question:
     """A question; ``targets`` are (passage, sentence) numbers of its answer, none for a refusal.
 
     ``written`` says whether the answer is trained in full; else only the choice of its first
-    sentence is.
+    sentence is. ``helped`` says whether the sentences that share words with it are named.
     """
 
     text: str
     targets: tuple[tuple[int, int], ...]
     written: bool = False
+    helped: bool = True
 
 
 @dataclass(frozen=True)
@@ -146,8 +152,11 @@ def encode(task: Task, tokenizer: Tokenizer, shift: int = 0) -> Example:
     first = tokenizer.token_to_id(pointer(1))
     end = tokenizer.token_to_id(END)
     sentences = task.sentences()[: POINTERS - 1]
-    said = [sentence for sentence, _ in sentences]
-    overlap = Overlap(said)
+    overlap = Overlap(sentence for sentence, _ in sentences)
+    said = [
+        [sentence for sentence, of in sentences if of == place]
+        for place in range(len(task.passages))
+    ]
     before, _, asked = task.prompt("").rpartition("\n\n")
     ending = asked.rpartition("\n")[2]
 
@@ -167,6 +176,8 @@ def encode(task: Task, tokenizer: Tokenizer, shift: int = 0) -> Example:
         golds = {task.passages[p].sentences[s] for p, s in question.targets}
         answers.append([sentence in golds for sentence, _ in sentences])
         text = asked_last(question.text, said, overlap, POINTERS)
+        if not question.helped:
+            text = text.partition("\n")[0]
         written = shifted(f"\n\n{text}\n{ending}")
         start = len(ids)
         targets = [number for number, gold in enumerate(answers[-1]) if gold][:MAX_QUOTES]
@@ -303,7 +314,12 @@ class Sampler:
         cut = random.randint(1, wanted) if stage.passages[1] > 1 else wanted
         parts = [tuple(part) for part in (found[:cut], found[cut:]) if part]
         questions = tuple(
-            Question(self.asker.topic(sentence, random, 4) + "?", ((place, index),), index == 0)
+            Question(
+                self.asker.topic(sentence, random, 4) + "?",
+                ((place, index),),
+                written=index == 0,
+                helped=random.random() < HELPED,
+            )
             for place, part in enumerate(parts)
             for index, sentence in enumerate(part)
         )
@@ -344,10 +360,16 @@ class Sampler:
         ]
         chosen = random.sample(places, min(most, len(places)))
         asked = [(self.asker.ask(passages[p].sentences[s], random), (p, s)) for p, s in chosen]
-        return [Question(text, (place,)) for text, place in asked if text]
+        return [
+            Question(text, (place,), helped=random.random() < HELPED)
+            for text, place in asked
+            if text
+        ]
 
     def _worded(self, row: Mapping[str, Any], random: Random) -> str:
         asked = str(row["question"])
+        if random.random() < VARIED:
+            return self.asker.vary(asked, random)
         return asked.rstrip("?") if random.random() < 0.15 else asked
 
     def _part(

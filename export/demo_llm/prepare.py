@@ -18,7 +18,8 @@ from random import Random
 from typing import Any
 
 from corpus import WORK, annotated, archive_texts, chunks, held_back, prose, read_jsonl, write_jsonl
-from questions import content_words
+
+from tritonrag.overlap import content_words
 
 PASSAGE_CHARS = 560
 """Length of a training passage, about 128 tokens of the embedder: what the index holds."""

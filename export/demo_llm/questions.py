@@ -10,17 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from random import Random
 
-from tritonrag.overlap import WORD, words
-
-_STOPWORDS = """a about above after again all also although am an and any are as at be because been
-before being below between both but by can cannot could did do does doing don down during each
-either etc even every few for from further had has have having he her here hers him his how however
-i if in into is it its itself just may me might more most much must my no nor not now of off on once
-one only or other our out over own s same shall she should since so some such t than that the their
-them then there these they this those though through thus to too under until up upon us use used
-using very was we were what when where whether which while who whom whose why will with within
-without would yet you your yours"""
-STOPWORDS = frozenset(_STOPWORDS.split())
+from tritonrag.overlap import STOPWORDS, WORD, content_words, words
 
 _NUMBER = r"(?:\d[\d,.]*|one|two|three|four|five|six|seven|eight|nine|ten|twelve|twenty|thirty)"
 _DATE = re.compile(
@@ -65,11 +55,6 @@ _IF_FORMS = (
 _MINE = {"your": "my", "yours": "mine", "you": "I", "yourself": "myself", "their": "my"}
 
 
-def content_words(text: str) -> list[str]:
-    """Return the words that carry meaning: no stop words, nothing of one letter."""
-    return [word for word in words(text) if len(word) > 1 and word.lower() not in STOPWORDS]
-
-
 class Asker:
     """Makes questions. ``rarity`` weighs words (lower-cased, 1 where missing); ``neighbours`` are
     words that may stand for another."""
@@ -86,7 +71,7 @@ class Asker:
         forms = [form for form in _FORMS if (asked := form(self, sentence, random))]
         form = random.choice(forms) if forms and random.random() < 0.7 else None
         asked = form(self, sentence, random) if form else None
-        return self._vary(asked or self._about(sentence, random), random)
+        return self.vary(asked or self._about(sentence, random), random)
 
     def topic(self, text: str, random: Random, most: int = 5) -> str:
         """Return two to ``most`` content words of a text, rare ones preferred, in their order."""
@@ -101,7 +86,8 @@ class Asker:
     def _about(self, sentence: str, random: Random) -> str:
         return random.choice(_TOPIC_FORMS).format(self.topic(sentence, random, 7))
 
-    def _vary(self, question: str, random: Random) -> str:
+    def vary(self, question: str, random: Random) -> str:
+        """Return a question with some words replaced by near ones, and another case or ending."""
         changed = WORD.sub(lambda found: self._neighbour(found[0], random), question)
         if random.random() < 0.35:
             changed = changed.lower()

@@ -1,7 +1,8 @@
-"""Word overlap of a question with sentences: BM25 over stems.
+"""Word overlap of a question with sentences: BM25 over stems, stop words left out.
 
 Pure text: knows neither an index nor an LLM. Robertson and Zaragoza (2009), *The Probabilistic
-Relevance Framework: BM25 and Beyond*, k1 1.2, b 0.75.
+Relevance Framework: BM25 and Beyond*, k1 1.2, b 0.75; stems by Snowball's English stemmer, which
+leaves words of other scripts as they are.
 """
 
 from __future__ import annotations
@@ -9,11 +10,22 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from math import log
 
+import snowballstemmer
+
 WORD = re.compile(r"[^\W_]+(?:['’.\-/][^\W_]+)*")
-_ENDING = re.compile(r"(?<=\w{3})(?:ies|es|s|ed|ing)$")
 _K1, _B = 1.2, 0.75
+_STOPWORDS = """a about above after again all also although am an and any are as at be because been
+before being below between both but by can cannot could did do does doing don down during each
+either etc even every few for from further had has have having he her here hers him his how however
+i if in into is it its itself just may me might more most much must my no nor not now of off on once
+one only or other our out over own s same shall she should since so some such t than that the their
+them then there these they this those though through thus to too under until up upon us use used
+using very was we were what when where whether which while who whom whose why will with within
+without would yet you your yours"""
+STOPWORDS = frozenset(_STOPWORDS.split())
 
 
 def words(text: str) -> list[str]:
@@ -21,9 +33,22 @@ def words(text: str) -> list[str]:
     return WORD.findall(text)
 
 
+def content_words(text: str) -> list[str]:
+    """Return the words that carry meaning: no stop words, nothing of one letter."""
+    return [word for word in words(text) if len(word) > 1 and word.lower() not in STOPWORDS]
+
+
 def stems(text: str) -> list[str]:
-    """Return the lower-cased words with the commonest English endings cut off."""
-    return [_ENDING.sub("", word.lower()) for word in words(text)]
+    """Return the stems of the words that are not stop words, lower-cased, in order."""
+    lowered = (word.lower() for word in words(text))
+    return [_stem(word) for word in lowered if word not in STOPWORDS]
+
+
+@lru_cache(maxsize=1 << 16)
+def _stem(word: str) -> str:
+    # A stemmer holds the word it works on: one that threads share would mix words up.
+    stemmed: str = snowballstemmer.stemmer("english").stemWord(word)
+    return stemmed
 
 
 class Overlap:

@@ -10,6 +10,7 @@ import json
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -35,6 +36,10 @@ NOTHING_FOUND = (
 SHORTLIST = 6
 """Most sentences named as sharing words with the question."""
 
+PASSAGE_SHARE = 0.3
+"""Of the best score in a passage, what each of its sentences gets: an answer often stands beside
+the sentence that names what was asked for."""
+
 Message = dict[str, str]
 
 
@@ -59,17 +64,25 @@ def pointed_message(
     """Return the user message for an LLM with pointers, of passages split into sentences."""
     texts = pointed(passages, pointers)
     shown = _numbered(list(zip(headings, texts, strict=True)))
-    fresh = [sentence for found in numbered(passages) for number, sentence in found if number]
-    return "\n\n".join([*shown, asked_last(question, fresh, Overlap(fresh), pointers)])
+    fresh = [[sentence for number, sentence in found if number] for found in numbered(passages)]
+    return "\n\n".join([*shown, asked_last(question, fresh, Overlap(chain(*fresh)), pointers)])
 
 
-def asked_last(question: str, found: Sequence[str], overlap: Overlap, pointers: int) -> str:
+def asked_last(
+    question: str, passages: Sequence[Sequence[str]], overlap: Overlap, pointers: int
+) -> str:
     """Return the question, then the pointers of the sentences that share most words with it.
 
-    They come best first, each with the share of the question's words that it has, in tenths.
-    Counting words is a small LLM's weakness and costs code nothing; what they mean is left to it.
+    They come best first, each with the share of the question's words that it has, in tenths; its
+    passage's best sentence counts a little. Counting words is a
+    small LLM's weakness and costs code nothing; what they mean is left to it.
     """
-    scores = overlap.scores(question, found)
+    found = list(chain(*passages))
+    own = overlap.scores(question, found)
+    scores: list[float] = []
+    for passage in passages:
+        of_passage = own[len(scores) : len(scores) + len(passage)]
+        scores += [score + PASSAGE_SHARE * max(of_passage) for score in of_passage]
     ranked = sorted(range(len(found)), key=lambda place: -scores[place])[:SHORTLIST]
     tenths = [min(9, int(10 * overlap.covered(question, found[place]))) for place in ranked]
     listed = "".join(

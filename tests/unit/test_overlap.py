@@ -13,7 +13,8 @@ SENTENCES = ["Ask the desk.", "Laptops are replaced every 4 years.", "The desks 
     ("text", "expected"),
     [
         ("Replaced laptops", ["replac", "laptop"]),
-        ("policies, is 3.5 E-7", ["polic", "is", "3.5", "e-7"]),
+        ("Policy, policies: it is 3.5 E-7", ["polici", "polici", "3.5", "e-7"]),
+        ("It expires, expired, expire", ["expir"] * 3),
         ("员工 年假", ["员工", "年假"]),
         ("— … !", []),
     ],

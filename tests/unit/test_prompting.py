@@ -64,13 +64,13 @@ def test_sentences_stand_between_their_pointers_where_the_llm_has_some() -> None
     )
 
 
-def test_the_sentences_that_share_words_are_listed_best_first() -> None:
+def test_the_sentences_that_share_words_are_listed_before_their_neighbours() -> None:
     passages = [("", "Leave is 25 days. Ask Ben. Unused leave expires in March.")]
 
     found = user_message("Unused leave in March?", passages, pointers=9)
 
     listed = found.rpartition("Shared words: ")[2]
-    assert re.sub("\x02(.)\x03", r"<\1>", listed) == "<3>9<1>1"
+    assert re.sub("\x02(.)\x03", r"<\1>", listed) == "<3>9<1>1<2>0"
 
 
 def test_the_list_is_short() -> None:
