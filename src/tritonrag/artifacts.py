@@ -16,11 +16,10 @@ import fcntl
 import hashlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,33 +30,58 @@ EMBEDDER_DIR = Path("embed/1")
 LLM_DIR = Path("generate/1/llm")
 MANIFEST = "manifest.json"
 
-_Manifest = TypeVar("_Manifest")
+_Read = TypeVar("_Read", bound="Manifest")
 
 
-@dataclass(frozen=True)
-class EmbedderManifest:
-    """An installed embedder.
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What every installed model says of itself, in ``manifest.json`` beside its files.
 
-    ``sha256`` is that of the model's files (:func:`model_sha256`); with ``model`` and ``precision``
-    it identifies the vector space, so an index built by another file is refused. ``prefixes`` maps
-    a role to the text put before each input. ``parity`` is what the export measured against the
-    original.
+    ``sha256`` is that of the model's files (:func:`model_sha256`), ``files`` of each file of the
+    artefact and ``source_files`` of each file that it was made from; ``revision`` is the hub's
+    commit, "" for a local folder. ``options`` are the flags of the export that shaped it.
+    ``parity`` is what the export measured against the original, in fp32; ``forced`` says that this
+    was out of tolerance and the model installed all the same. ``speed`` was measured on the machine
+    that exported: names end in their unit.
     """
 
     model: str
+    revision: str = ""
     precision: str
     sha256: str
-    dimension: int
-    max_tokens: int
-    pooling: str
-    prefixes: dict[str, str]
-    parity: dict[str, float]
-    versions: dict[str, str]
+    bytes: int = 0
+    files: dict[str, str] = field(default_factory=dict)
+    source_files: dict[str, str] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+    parity: dict[str, float] = field(default_factory=dict)
+    forced: bool = False
+    speed: dict[str, float] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
 
     @property
     def identity(self) -> str:
-        """Return a short name of the vector space for messages and index manifests."""
+        """Return a short name for messages and index manifests."""
         return f"{self.model} {self.precision} (sha256 {self.sha256[:12]})"
+
+    def save(self, folder: Path) -> None:
+        """Write the manifest into ``folder``."""
+        text = json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False)
+        (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedderManifest(Manifest):
+    """An installed embedder. ``prefixes`` maps a role to the text put before each input.
+
+    ``model``, ``precision`` and ``sha256`` identify the vector space: an index built by another
+    file is refused.
+    """
+
+    dimension: int
+    max_tokens: int
+    pooling: str
+    normalize: bool = True
+    prefixes: dict[str, str]
 
     @classmethod
     def load(cls, repository: Path) -> EmbedderManifest:
@@ -68,27 +92,18 @@ class EmbedderManifest:
         """
         return _load(cls, repository / EMBEDDER_DIR / MANIFEST, "export/embedder.py")
 
-    def save(self, folder: Path) -> None:
-        """Write the manifest into ``folder``."""
-        _save(self, folder)
 
-
-@dataclass(frozen=True)
-class LlmManifest:
+@dataclass(frozen=True, kw_only=True)
+class LlmManifest(Manifest):
     """An installed LLM. ``grounding`` is its default; special tokens are for the chat template.
 
     ``pointers`` is how many sentence pointers it has (:mod:`tritonrag.quoting`), 0 for most.
     """
 
-    model: str
-    precision: str
-    sha256: str
     context_tokens: int
     grounding: str
     chat_template: str
     special_tokens: dict[str, str]
-    parity: dict[str, float]
-    versions: dict[str, str]
     pointers: int = 0
 
     @classmethod
@@ -100,9 +115,15 @@ class LlmManifest:
         """
         return _load(cls, repository / LLM_DIR / MANIFEST, "export/llm.py")
 
-    def save(self, folder: Path) -> None:
-        """Write the manifest into ``folder``."""
-        _save(self, folder)
+
+def artifact_facts(folder: Path) -> dict[str, Any]:
+    """Return a manifest's ``sha256``, ``bytes`` and ``files`` for the files now in ``folder``."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {
+        "sha256": model_sha256(folder),
+        "bytes": folder_size(folder),
+        "files": {str(path.relative_to(folder)): sha256(path) for path in paths},
+    }
 
 
 def sha256(path: Path) -> str:
@@ -149,31 +170,6 @@ def staged(target: Path) -> Iterator[Path]:
             _replace(target, new, old)
         finally:
             _remove(new, old)
-
-
-def resolve_model(model: str) -> Path:
-    """Return the local folder of a Hugging Face model: ``model`` itself, or else fetched as an id.
-
-    Raises:
-        SetupError: no such folder, no model in it, or the hub did not give it.
-    """
-    folder = Path(model).expanduser()
-    if not folder.is_dir():
-        if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", model):
-            raise SetupError(f"{model}: no such folder; give a Hugging Face folder or hub id")
-        folder = _fetch(model)
-    if not (folder / "config.json").is_file():
-        raise SetupError(f"{model}: no config.json in it; give a Hugging Face model folder")
-    return folder
-
-
-def model_name(model: str) -> str:
-    """Return a name for messages: the hub id, or the folder's name (its parent's for ``model``)."""
-    folder = Path(model).expanduser()
-    if not folder.is_dir():
-        return model
-    folder = folder.resolve()
-    return folder.parent.name if folder.name == "model" else folder.name
 
 
 def read_json(path: Path, default: Any = None) -> Any:
@@ -230,20 +226,6 @@ def _remove(*folders: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _fetch(model: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
-    try:
-        return Path(snapshot_download(model, allow_patterns=patterns))
-    except (OSError, HfHubHTTPError, HFValidationError) as error:
-        raise SetupError(
-            f"{model}: no such folder here, and the Hugging Face hub did not give it "
-            f"({type(error).__name__}); give the path of a local folder"
-        ) from error
-
-
 def _digest(paths: list[Path]) -> str:
     digest = hashlib.sha256()
     for path in paths:
@@ -253,7 +235,7 @@ def _digest(paths: list[Path]) -> str:
     return digest.hexdigest()
 
 
-def _load(cls: type[_Manifest], path: Path, program: str) -> _Manifest:
+def _load(cls: type[_Read], path: Path, program: str) -> _Read:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         return cls(**values)
@@ -265,8 +247,3 @@ def _load(cls: type[_Manifest], path: Path, program: str) -> _Manifest:
         raise SetupError(
             f"{path}: not a manifest of this version ({error}); run {program} again"
         ) from error
-
-
-def _save(manifest: Any, folder: Path) -> None:
-    text = json.dumps(dataclasses.asdict(manifest), indent=2, ensure_ascii=False)
-    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")

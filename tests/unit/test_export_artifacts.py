@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tritonrag.artifacts import folder_size, model_name, model_sha256, read_json, staged
+from tritonrag.artifacts import folder_size, model_sha256, read_json, staged
 from tritonrag.errors import SetupError
 
 
@@ -86,14 +86,6 @@ def test_the_hash_covers_external_weights(target: Path) -> None:
     (target / "model.onnx.data").write_bytes(b"weights")
     assert model_sha256(target) != alone
     assert folder_size(target) == len("old") + len("weights")
-
-
-def test_names(tmp_path: Path) -> None:
-    folder = tmp_path / "demo_llm" / "model"
-    folder.mkdir(parents=True)
-    assert model_name(str(folder)) == "demo_llm"
-    assert model_name(str(tmp_path / "demo_llm")) == "demo_llm"
-    assert model_name("BAAI/bge-small-en-v1.5") == "BAAI/bge-small-en-v1.5"
 
 
 def test_json(tmp_path: Path) -> None:
