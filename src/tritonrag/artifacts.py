@@ -29,6 +29,8 @@ from tritonrag.errors import SetupError
 EMBEDDER_DIR = Path("embed/1")
 LLM_DIR = Path("generate/1/llm")
 MANIFEST = "manifest.json"
+PLAN = "model.plan"
+"""A TensorRT plan, beside the ONNX file that it was built from."""
 
 _Read = TypeVar("_Read", bound="Manifest")
 
