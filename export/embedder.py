@@ -120,7 +120,7 @@ TOLERANCES = {
     "int8": Tolerance(0.95, 0.90),
 }
 QUANTIZATIONS = ("blocks", "dynamic", "static")
-BLOCK = 64
+BLOCK = 128
 """Weights that share a scale with ``--quantization blocks``."""
 RETRIEVED = 10
 SAMPLES_FOLDER = Path(__file__).parents[1] / "samples"
