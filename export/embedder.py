@@ -45,10 +45,12 @@ from tritonrag.exporting import (
     common_options,
     first_line,
     judged,
+    max_tokens_of,
     quieten,
     run,
     size,
     source_of,
+    write_tokenizer,
 )
 from tritonrag.sources import Source
 from tritonrag.tokenizing import PAD_MULTIPLE
@@ -254,17 +256,6 @@ def pooling_of(folder: Path) -> str:
     return str(pooling)
 
 
-def max_tokens_of(folder: Path, config: dict[str, Any], wanted: int | None) -> int:
-    # RoBERTa's position ids start behind the padding id, so two positions are never used.
-    reserved = 2 if config["model_type"] in ("camembert", "mpnet", "roberta", "xlm-roberta") else 0
-    limit = int(config["max_position_embeddings"]) - reserved
-    if wanted is not None and not 8 <= wanted <= limit:
-        raise SetupError(f"--max-tokens {wanted}: this model takes 8 to {limit}")
-    own = read_json(folder / "sentence_bert_config.json", default={}).get("max_seq_length")
-    own = own or read_json(folder / "tokenizer_config.json", default={}).get("model_max_length")
-    return wanted or min(int(own or limit), limit)
-
-
 def prefixes_of(folder: Path, options: argparse.Namespace) -> dict[str, str]:
     prompts = read_json(folder / "config_sentence_transformers.json", default={}).get("prompts", {})
     prompts.setdefault("passage", prompts.get("document"))  # sentence-transformers says document
@@ -318,13 +309,6 @@ def write_onnx(model: Pooled, precision: str, folder: Path) -> None:
             use_external_data_format=large,
         )  # fmt: skip
         shutil.rmtree(full)
-
-
-def write_tokenizer(tokenizer: Any, folder: Path) -> None:
-    fast = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-    fast.no_truncation()
-    fast.no_padding()
-    fast.save(str(folder / "tokenizer.json"))
 
 
 def compare(model: Pooled, tokenizer: Any, folder: Path, encoder: Encoder) -> dict[str, float]:

@@ -14,7 +14,11 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from tokenizers import Tokenizer
+
+from tritonrag.artifacts import read_json
 from tritonrag.errors import SetupError, TritonragError
 from tritonrag.sources import (
     Source,
@@ -30,12 +34,13 @@ BYTES_PER_PARAMETER = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "int8": 1.1, "int4
 
 
 def common_options(
-    parser: argparse.ArgumentParser, *, default: str | None, default_name: str
+    parser: argparse.ArgumentParser, *, default: str | None, default_name: str | None
 ) -> None:
-    """Add the options of every export program."""
+    """Add the options of every export program; with no ``default_name`` a model must be named."""
+    which = f" (default: {default_name})" if default_name else ""
     parser.add_argument(
-        "--model", default=default, metavar="ID_OR_DIR",
-        help=f"Hugging Face folder or hub id (default: {default_name})",
+        "--model", default=default, metavar="ID_OR_DIR", required=default_name is None,
+        help=f"Hugging Face folder or hub id{which}",
     )  # fmt: skip
     parser.add_argument("--revision", help="branch, tag or commit of a hub model (default: main)")
     parser.add_argument(
@@ -102,6 +107,32 @@ def quieten() -> None:
     warnings.simplefilter("ignore")
     for library in ("transformers", "torch", "onnxscript", "onnx_ir", "root"):
         logging.getLogger(library).setLevel(logging.ERROR)
+
+
+def max_tokens_of(folder: Path, config: dict[str, Any], wanted: int | None) -> int:
+    """Return the longest input of a BERT-type model: ``wanted``, else what its own files say.
+
+    Raises:
+        SetupError: ``wanted`` is more than the model has positions for, or nothing says how many.
+    """
+    if "max_position_embeddings" not in config:
+        raise SetupError(f"{folder}: its config.json has no max_position_embeddings")
+    # RoBERTa's position ids start behind the padding id, so two positions are never used.
+    reserved = 2 if config["model_type"] in ("camembert", "mpnet", "roberta", "xlm-roberta") else 0
+    limit = int(config["max_position_embeddings"]) - reserved
+    if wanted is not None and not 8 <= wanted <= limit:
+        raise SetupError(f"--max-tokens {wanted}: this model takes 8 to {limit}")
+    own = read_json(folder / "sentence_bert_config.json", default={}).get("max_seq_length")
+    own = own or read_json(folder / "tokenizer_config.json", default={}).get("model_max_length")
+    return wanted or min(int(own or limit), limit)
+
+
+def write_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Write the ``tokenizer.json`` of a transformers tokenizer, without truncation and padding."""
+    fast = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    fast.no_truncation()
+    fast.no_padding()
+    fast.save(str(folder / "tokenizer.json"))
 
 
 def judged(close: bool, finding: str, *, force: bool) -> bool:

@@ -41,6 +41,9 @@ _STREAMED = {
 }
 """What Triton's own errors in a stream say, by the code that it leaves out there."""
 
+_NO_RERANKER = re.compile(r"unexpected inference input '?retrieve_k|retrieve_k.*unexpected", re.I)
+"""What a server says whose ensembles do not know the input of the variant."""
+
 _PREFIX = re.compile(r"^(?:in ensemble '[^']*', |\[request id: [^\]]*\] )+")
 
 # gRPC reports its own troubles under the codes that a server uses; only the text tells them apart.
@@ -53,6 +56,11 @@ _LOST = re.compile(
 def from_triton(code: str, message: str) -> TritonragError:
     """Return the error for a status name, without what Triton put before the model's message."""
     text = _PREFIX.sub("", message)
+    if _NO_RERANKER.search(text):
+        return InvalidRequest(
+            "retrieve_k: this server has no reranker; leave it out, or start the server with "
+            "`tritonrag up --config rerank`"
+        )
     return from_tagged(text) or from_code(code, text)
 
 
