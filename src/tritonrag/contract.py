@@ -112,9 +112,8 @@ TOP_K = TensorSpec(
 )  # fmt: skip
 RETRIEVE_K = TensorSpec(
     "retrieve_k", "INT32", (1,),
-    f"passages to find, {MIN_TOP_K} to {MAX_TOP_K} and not under `top_k`, of which a reranker keeps "
-    f"the best `top_k` (with one, default {DEFAULT_RETRIEVE_K}, or `top_k` where that is more)",
-    True,
+    f"passages to find, {MIN_TOP_K} to {MAX_TOP_K} and not under `top_k`, of which a reranker "
+    f"keeps the best `top_k` (then the default is {DEFAULT_RETRIEVE_K}, or a larger `top_k`)", True,
 )  # fmt: skip
 FILTER = TensorSpec(
     "filter", "STRING", (1,),
