@@ -264,9 +264,10 @@ def folder(name: str) -> Path:
     return (variant_repository(REPOSITORY, variant) if variant else REPOSITORY) / name
 
 
-def config(name: str) -> dict[str, Any]:
+def config(name: str, variant: str = "") -> dict[str, Any]:
     """Return a model's ``config.pbtxt`` as Triton hands it over, parameters included."""
-    text = (folder(name) / "config.pbtxt").read_text(encoding="utf-8")
+    file = f"configs/{variant}.pbtxt" if variant else "config.pbtxt"
+    text = (folder(name) / file).read_text(encoding="utf-8")
     parsed = text_format.Parse(text, model_config_pb2.ModelConfig())
     return json_format.MessageToDict(parsed, preserving_proto_field_name=True)
 
@@ -371,11 +372,13 @@ def loaded(
     *,
     source: Path | None = None,
     settings: Mapping[str, Any] | None = None,
+    variant: str = "",
 ) -> Iterator[Served]:
     """Load a model of the repository as Triton does, and unload it at the end.
 
     ``repository`` is where the model looks for artefacts. ``source`` is its ``model.py`` where it
-    lies elsewhere (a Python-based backend), ``settings`` replace parts of its config.
+    lies elsewhere (a Python-based backend), ``settings`` replace parts of its config, which is that
+    of ``variant`` where one is named.
     """
     source = source or folder(name) / "1" / "model.py"
     with installed() as pb_utils:
@@ -391,7 +394,7 @@ def loaded(
                 "model_name": name,
                 "model_version": "1",
                 "model_repository": str(repository / name),
-                "model_config": json.dumps(config(name) | dict(settings or {})),
+                "model_config": json.dumps(config(name, variant) | dict(settings or {})),
                 "model_instance_name": f"{name}_0_0",
                 "model_instance_kind": "CPU",
                 "model_instance_device_id": "0",
