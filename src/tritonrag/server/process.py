@@ -278,8 +278,8 @@ def _check_config(repository: Path, config: str) -> None:
     known = sorted({file.stem for file in repository.glob("*/configs/*.pbtxt")})
     if config and config not in known:
         raise SetupError(
-            f"--config {config}: no model has a configs/{config}.pbtxt; there "
-            f"{'are ' + ', '.join(known) if known else 'is none'}"
+            f"--config {config}: no model has a configs/{config}.pbtxt; "
+            f"{'choose of: ' + ', '.join(known) if known else 'there are no variants here'}"
         )
     if config == RERANK:
         RerankerManifest.load(variant_repository(repository, RERANK))
