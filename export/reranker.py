@@ -10,9 +10,9 @@ one logit out), ``tokenizer.json`` without truncation and padding (the server de
 flags override them. The result is compared with the original in PyTorch, scores and order, and a
 model that is not close enough is not installed. `tritonrag up --config rerank` serves it.
 
-fp32 is the default. int8 is about twice as fast on a CPU, but moves each score a little, and
-differently with each batch it is computed in (the scales are of the whole batch). fp16 is for GPUs:
-token ids and logits stay as they are, only the inside is half.
+fp32 is the default. int8 takes a quarter of the space and is faster on most CPUs, but moves each
+score a little, and differently with each batch it is computed in (the scales are of the whole
+batch). fp16 is for GPUs: token ids and logits stay as they are, only the inside is half.
 """
 
 from __future__ import annotations

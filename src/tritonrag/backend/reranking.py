@@ -65,7 +65,7 @@ def load_reranker(args: ModelArgs) -> Reranker:
     wanted = _providers(args)
     session = ort.InferenceSession(folder / "model.onnx", options, providers=wanted)
     if wanted == [CUDA] and CUDA not in session.get_providers():
-        raise SetupError(f"model {args.name}: CUDA cannot be used here; see the lines above")
+        raise SetupError(f"model {args.name}: CUDA cannot be used here; the log says why")
     log_info(f"reranker {manifest.identity} on {session.get_providers()[0]}")
     tokenizer = PairTokenizer(folder / "tokenizer.json", manifest.max_tokens)
     return Reranker(tokenizer, OnnxScorer(session), manifest.activation, limits)
@@ -104,7 +104,7 @@ def _candidates(question: str, texts: list[str], top_k: int) -> Candidates:
     check_count("top_k", top_k)
     passages = parse_passages(texts)
     if len(passages) > MAX_TOP_K:
-        raise InvalidRequest(f"passages: {len(passages)} for one question, expected to {MAX_TOP_K}")
+        raise InvalidRequest(f"passages: {len(passages)} for one question, at most {MAX_TOP_K}")
     return Candidates(question, passages, top_k)
 
 
