@@ -36,7 +36,7 @@ lint: $(VENV)/.dev ## ruff
 
 types: $(VENV)/.dev ## mypy --strict; each model.py on its own, since all have one name
 	@$(BIN)/mypy
-	@for model in model_repository/*/1/model.py; do $(BIN)/mypy $$model || exit 1; done
+	@for model in model_repository*/*/1/model.py; do $(BIN)/mypy $$model || exit 1; done
 
 bench: $(VENV)/.run models ## search and rag at 1, 8 and 64 clients beside the in-process limit
 	@$(BIN)/python perf/bench.py
@@ -54,7 +54,8 @@ lock: $(VENV)/.dev ## refresh constraints.txt and the GPU image's lock
 
 clean: ## remove the environment, the exported models, the index and the server's state
 	@-$(BIN)/tritonrag down 2>/dev/null
-	rm -rf $(VENV) .tritonrag index model_repository/embed/1 model_repository/generate/1/llm
+	rm -rf $(VENV) .tritonrag index model_repository/embed/1 model_repository/generate/1/llm \
+	  model_repository_rerank/rerank/1/cross_encoder
 
 $(VENV)/.run: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 12) else \

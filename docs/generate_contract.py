@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tritonrag import contract
-from tritonrag.contract import MODELS, ModelSpec, TensorSpec
+from tritonrag.contract import MODELS, VARIANTS, ModelSpec, TensorSpec
 from tritonrag.errors import TritonragError
 
 PAGE = Path(__file__).with_name("contract.md")
@@ -29,6 +29,7 @@ LIMITS = (
     ("history", f"{contract.MAX_HISTORY_BYTES} bytes of JSON"),
     ("prompt", f"{contract.MAX_PROMPT_BYTES} bytes of UTF-8, and the LLM's context"),
     ("top_k", f"{contract.MIN_TOP_K} to {contract.MAX_TOP_K}"),
+    ("retrieve_k", f"`top_k` to {contract.MAX_TOP_K}"),
     ("max_tokens", "1 to the LLM's context"),
     ("temperature", f"0 to {contract.MAX_TEMPERATURE:g}"),
     ("stop", f"{contract.MAX_STOP_STRINGS} strings of 1 to {contract.MAX_STOP_BYTES} bytes"),
@@ -39,11 +40,17 @@ LIMITS = (
 
 def page() -> str:
     """Return the whole page."""
-    parts = [HEAD, *map(_model, MODELS.values()), _limits(), _errors()]
+    parts = [
+        HEAD,
+        *(_model(spec, spec.variant) for spec in MODELS.values()),
+        *_variants(),
+        _limits(),
+        _errors(),
+    ]
     return "\n".join(parts)
 
 
-def _model(spec: ModelSpec) -> str:
+def _model(spec: ModelSpec, variant: str = "") -> str:
     kind = f"{spec.backend}{', decoupled' if spec.decoupled else ''}"
     steps = f" Steps: {', '.join(f'`{step}`' for step in spec.steps)}." if spec.steps else ""
     table = _table(
@@ -51,7 +58,13 @@ def _model(spec: ModelSpec) -> str:
         [*_rows("in", spec.inputs), *_rows("out", spec.outputs)],
     )
     batch = f"Largest batch: {spec.max_batch_size}."
-    return f"## `{spec.name}` ({kind})\n\n{spec.doc}{steps} {batch}\n\n{table}"
+    of_variant = f" of `--model-config-name={variant}`" if variant else ""
+    return f"## `{spec.name}`{of_variant} ({kind})\n\n{spec.doc}{steps} {batch}\n\n{table}"
+
+
+def _variants() -> Iterator[str]:
+    for variant, specs in VARIANTS.items():
+        yield from (_model(spec, variant) for spec in specs.values())
 
 
 def _rows(direction: str, specs: tuple[TensorSpec, ...]) -> Iterator[tuple[str, ...]]:

@@ -20,12 +20,9 @@ each.
 from __future__ import annotations
 
 import argparse
-import copy
 import importlib.util
-import inspect
 import json
 import re
-import shutil
 import sys
 import tempfile
 import time
@@ -51,30 +48,33 @@ from tritonrag.errors import SetupError
 from tritonrag.exporting import (
     Plan,
     common_options,
-    first_line,
     judged,
+    max_tokens_of,
     quieten,
     run,
     size,
     source_of,
+    write_tokenizer,
 )
 from tritonrag.sources import Source
 from tritonrag.tokenizing import PAD_MULTIPLE
 
 try:
-    import onnx
     import onnxruntime
     import torch
-    from onnxruntime.quantization import (
-        CalibrationDataReader,
-        QuantType,
-        quantize_dynamic,
-        quantize_static,
+    from onnx_graphs import (
+        FUSED,
+        QUANTIZATIONS,
+        Calibration,
+        load_original,
+        lowered,
+        open_session,
+        quantize,
+        takes,
+        write_onnx,
     )
-    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
     from tokenizers import Tokenizer
-    from transformers import AttentionInterface, AutoModel, AutoTokenizer
-    from transformers.masking_utils import AttentionMaskInterface
+    from transformers import AutoModel
     from transformers.utils.logging import disable_progress_bar
 except ImportError as missing:
     sys.exit(f"error: {missing}; install what the export needs: pip install 'tritonrag[export]'")
@@ -90,7 +90,7 @@ DECODERS = ("llama", "mistral", "qwen2", "qwen3")
 FUSABLE = ("bert", "camembert", "distilbert", "electra", "roberta", "xlm-roberta")
 """Whose attention has nothing but a mask besides, so that one operator can stand for it."""
 POOLINGS = ("mean", "cls", "last")
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+INPUTS = ("input_ids", "attention_mask")
 KNOWN_PREFIXES = (
     (r"\be5-mistral|\be5-.*-instruct", "Instruct: Given a question, retrieve passages that answer "
      "it\nQuery: ", ""),
@@ -119,18 +119,12 @@ TOLERANCES = {
     "bf16": Tolerance(0.99, 0.95),
     "int8": Tolerance(0.95, 0.90),
 }
-QUANTIZATIONS = ("blocks", "dynamic", "static")
-BLOCK = 128
-"""Weights that share a scale with ``--quantization blocks``."""
 RETRIEVED = 10
 SAMPLES_FOLDER = Path(__file__).parents[1] / "samples"
 WORTH_FUSING = 1.02
 """How much faster the fused graph has to be, than the plain one in the same run, to be taken."""
 SPEED_SHAPES = ((1, 16), (8, 128))
 """Texts and tokens of the runs that are timed."""
-MAX_PROTOBUF_BYTES = 2**31 - 2**24
-"""A larger model keeps its weights in ``model.onnx.data``: a protobuf file ends at 2 GiB."""
-
 SAMPLES = (
     "leave",
     "How many days of annual leave do I have?",
@@ -184,9 +178,8 @@ class Pooled(torch.nn.Module):
     def __init__(self, encoder: torch.nn.Module, pooling: str, normalize: bool) -> None:
         super().__init__()
         self.encoder, self.pooling, self.normalize = encoder, pooling, normalize
-        takes = inspect.signature(encoder.forward).parameters
-        self.takes_types = "token_type_ids" in takes
-        self.more = {"use_cache": False} if "use_cache" in takes else {}
+        self.takes_types = takes(encoder, "token_type_ids")
+        self.more = {"use_cache": False} if takes(encoder, "use_cache") else {}
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         types = {"token_type_ids": torch.zeros_like(input_ids)} if self.takes_types else {}
@@ -203,32 +196,6 @@ class Pooled(torch.nn.Module):
             mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
             pooled = (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
         return torch.nn.functional.normalize(pooled, dim=-1) if self.normalize else pooled
-
-
-def fused_attention(
-    module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
-    attention_mask: torch.Tensor | None, scaling: float | None = None, **_: Any,
-) -> tuple[torch.Tensor, None]:  # fmt: skip
-    """Attention as ONNX Runtime's operator for it; query, key and value [batch, heads, sequence,
-    size], the mask [batch, sequence]. For export only: PyTorch cannot run it."""
-    batch, heads, sequence, width = query.shape
-    inputs: list[torch.Tensor | None] = [
-        each.transpose(1, 2).reshape(batch, -1, heads * width) for each in (query, key, value)
-    ]
-    if attention_mask is not None:
-        inputs += [None, attention_mask.to(torch.int32)]
-    found = torch.onnx.ops.symbolic(
-        "com.microsoft::MultiHeadAttention", inputs,
-        {"num_heads": heads, "scale": float(scaling or width**-0.5)},
-        dtype=query.dtype, shape=(batch, sequence, heads * width), version=1,
-    )  # fmt: skip
-    return found.view(batch, sequence, heads, width), None
-
-
-FUSED = "tritonrag_fused"
-AttentionInterface.register(FUSED, fused_attention)
-# The operator takes the caller's mask as it is.
-AttentionMaskInterface.register(FUSED, lambda *, attention_mask=None, **_: attention_mask)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -428,20 +395,6 @@ def normalization_of(folder: Path, modules: dict[str, str], wanted: bool | None)
     return "Normalize" in modules or not by_dot
 
 
-def max_tokens_of(folder: Path, config: dict[str, Any], wanted: int | None) -> int:
-    # RoBERTa's position ids start behind the padding id, so two positions are never used.
-    reserved = 2 if config["model_type"] in ("camembert", "mpnet", "roberta", "xlm-roberta") else 0
-    positions = config.get("max_position_embeddings") or config.get("n_positions") or 512
-    limit = int(positions) - reserved
-    if wanted is not None and not PAD_MULTIPLE <= wanted <= limit:
-        raise SetupError(f"--max-tokens {wanted}: this model takes {PAD_MULTIPLE} to {limit}")
-    own = read_json(folder / "sentence_bert_config.json", default={}).get("max_seq_length")
-    own = own or read_json(folder / "tokenizer_config.json", default={}).get("model_max_length")
-    # The server pads to a multiple, which must not lead past the last position.
-    whole = wanted or min(int(own or limit), limit)
-    return whole - whole % PAD_MULTIPLE or whole
-
-
 def prefixes_of(folder: Path, name: str, options: argparse.Namespace) -> dict[str, str]:
     prompts = read_json(folder / "config_sentence_transformers.json", default={}).get("prompts", {})
     prompts.setdefault("passage", prompts.get("document"))  # sentence-transformers says document
@@ -460,23 +413,10 @@ def known_prefixes(name: str) -> dict[str, str] | None:
 
 
 def load(encoder: Encoder, attention: str | None = None) -> tuple[Pooled, Any]:
-    folder = encoder.source.folder
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        model, info = AutoModel.from_pretrained(
-            folder, dtype=torch.float32, output_loading_info=True, attn_implementation=attention
-        )
-    except Exception as error:  # transformers and safetensors raise whatever they like
-        raise SetupError(f"{folder}: cannot be loaded: {first_line(error)}") from error
     # The pooler is a layer of BERT that no sentence encoder uses.
-    missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
-    if missing:
-        raise SetupError(f"{folder}: its weights lack {len(missing)}, such as {missing[0]}")
-    if len(tokenizer) > model.config.vocab_size:
-        raise SetupError(
-            f"{folder}: the tokenizer has {len(tokenizer)} tokens, the model only "
-            f"{model.config.vocab_size}"
-        )
+    model, tokenizer = load_original(
+        AutoModel, encoder.source.folder, unused="pooler.", attn_implementation=attention
+    )
     return Pooled(model, encoder.pooling, encoder.normalize).eval(), tokenizer
 
 
@@ -485,15 +425,26 @@ def write_model(
 ) -> bool:
     """Write ``model.onnx`` into ``folder``; return whether its attention is fused."""
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        plain = Path(scratch) / "plain"
-        write_onnx(lowered(original, options.precision), plain)
-        quantize(plain, encoder, options, folder)
-        fused = Path(scratch) / "fused"
+        plain, fused = Path(scratch) / "plain", Path(scratch) / "fused"
+        write_graph(original, encoder, options, plain, folder)
         faster = options.fused and fused_is_faster(encoder, options, plain, fused, folder)
-        chosen = fused if faster else plain
-        for file in chosen.iterdir():
+        for file in (fused if faster else plain).iterdir():
             file.rename(folder / file.name)
     return faster
+
+
+def write_graph(
+    model: Pooled, encoder: Encoder, options: argparse.Namespace, folder: Path, tokenizers: Path
+) -> None:
+    write_onnx(lowered(model, options.precision), folder, INPUTS, "sentence_embedding")
+    if options.precision != "int8":
+        return
+    calibration = None
+    if options.calibration:
+        texts = options.calibration.read_text(encoding="utf-8").splitlines()
+        fast = fast_tokenizer(tokenizers, encoder.max_tokens)
+        calibration = Calibration([inputs(fast, [text]) for text in texts if text.strip()])
+    quantize(folder, options.quantization, calibration)
 
 
 def fused_is_faster(
@@ -501,8 +452,7 @@ def fused_is_faster(
 ) -> bool:
     """Write the fused graph beside the plain one and time both in turn."""
     model, _ = load(encoder, FUSED)
-    write_onnx(lowered(model, options.precision), fused)
-    quantize(fused, encoder, options, folder)
+    write_graph(model, encoder, options, fused, folder)
     sessions = [open_session(path / "model.onnx") for path in (plain, fused)]
     batch, tokens = SPEED_SHAPES[-1][0], min(SPEED_SHAPES[-1][1], encoder.max_tokens)
     timed = list(zip(*(timings(sessions, batch, tokens, repeats=5)), strict=True))
@@ -512,99 +462,6 @@ def fused_is_faster(
         f"  fused: {ratio:.2f} times the plain graph's speed, {'taken' if faster else 'not taken'}"
     )
     return faster
-
-
-def lowered(model: Pooled, precision: str) -> Pooled:
-    """Return the model as it is exported: in the half precision asked for, else as it is."""
-    return copy.deepcopy(model).to(DTYPES[precision]) if precision in DTYPES else model
-
-
-def write_onnx(model: Pooled, folder: Path) -> None:
-    folder.mkdir()
-    large = sum(weight.nbytes for weight in model.parameters()) > MAX_PROTOBUF_BYTES
-    batch, sequence = torch.export.Dim("batch", max=4096), torch.export.Dim("sequence", min=2)
-    shape = {0: batch, 1: sequence}
-    # Two tensors: one passed twice would be taken for a single input.
-    inputs = (torch.ones(2, 16, dtype=torch.int64), torch.ones(2, 16, dtype=torch.int64))
-    try:
-        with torch.no_grad():
-            torch.onnx.export(
-                model, inputs, folder / "model.onnx", dynamo=True, verbose=False,
-                external_data=large, input_names=["input_ids", "attention_mask"],
-                output_names=["sentence_embedding"],
-                dynamic_shapes={"input_ids": shape, "attention_mask": shape},
-            )  # fmt: skip
-    except OSError:
-        raise
-    except Exception as error:  # the exporter raises whatever a layer made it raise
-        raise SetupError(
-            f"this model's graph cannot be exported to ONNX: {first_line(error)}"
-        ) from error
-
-
-def quantize(folder: Path, encoder: Encoder, options: argparse.Namespace, tokenizers: Path) -> None:
-    """Replace the graph in ``folder`` by one in int8 where that is the precision asked for."""
-    if options.precision != "int8":
-        return
-    full, path = folder / "fp32", folder / "model.onnx"
-    full.mkdir()
-    for file in folder.glob("model.onnx*"):
-        file.rename(full / file.name)
-    external = (full / "model.onnx.data").exists()
-    if options.quantization == "blocks":
-        quantize_blocks(full / "model.onnx", path, external)
-    elif options.quantization == "static":
-        texts = options.calibration.read_text(encoding="utf-8").splitlines()
-        reader = Calibration(fast_tokenizer(tokenizers, encoder.max_tokens), texts)
-        quantize_static(
-            full / "model.onnx", path, reader, per_channel=True, weight_type=QuantType.QInt8,
-            activation_type=QuantType.QUInt8, op_types_to_quantize=["MatMul", "Gemm"],
-            use_external_data_format=external,
-        )  # fmt: skip
-    else:
-        quantize_dynamic(
-            full / "model.onnx", path, per_channel=True, weight_type=QuantType.QInt8,
-            use_external_data_format=external,
-        )  # fmt: skip
-    shutil.rmtree(full)
-
-
-def quantize_blocks(source: Path, path: Path, external: bool) -> None:
-    """Quantise the weights of matrix products by blocks, activations likewise as they come."""
-    quantizer = MatMulNBitsQuantizer(
-        onnx.load(source), bits=8, block_size=BLOCK, is_symmetric=True, accuracy_level=4
-    )
-    quantizer.process()
-    quantizer.model.save_model_to_file(str(path), external)
-
-
-class Calibration(CalibrationDataReader):
-    """Inputs for measuring the scales of a static quantisation: one text at a time, unpadded."""
-
-    def __init__(self, tokenizer: Tokenizer, texts: Sequence[str]) -> None:
-        kept = [text for text in texts if text.strip()]
-        if not kept:
-            raise SetupError("--calibration: the file holds no text")
-        self._inputs = iter([inputs(tokenizer, [text]) for text in kept])
-
-    def get_next(self) -> dict[str, np.ndarray] | None:
-        return next(self._inputs, None)
-
-
-def open_session(path: Path) -> onnxruntime.InferenceSession:
-    try:
-        return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime raises its own, which have no base
-        raise SetupError(
-            f"ONNX Runtime cannot run the exported graph on this CPU: {first_line(error)}"
-        ) from error
-
-
-def write_tokenizer(tokenizer: Any, folder: Path) -> None:
-    fast = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-    fast.no_truncation()
-    fast.no_padding()
-    fast.save(str(folder / "tokenizer.json"))
 
 
 def fast_tokenizer(folder: Path, max_tokens: int) -> Tokenizer:

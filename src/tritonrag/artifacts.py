@@ -3,6 +3,8 @@
     model_repository/embed/1/         model.onnx  tokenizer.json  manifest.json
     model_repository/generate/1/llm/  genai_config.json  model.onnx[.data]  tokenizer.json …
                                       manifest.json
+    model_repository_rerank/rerank/1/cross_encoder/
+                                      model.onnx  tokenizer.json  manifest.json
 
 ``tokenize``, ``retrieve`` and ``prompt`` read their neighbours' manifests, so that a new embedder
 or LLM is one folder to replace and nothing to configure. ``staged`` replaces such a folder as a
@@ -28,6 +30,7 @@ from tritonrag.errors import SetupError
 
 EMBEDDER_DIR = Path("embed/1")
 LLM_DIR = Path("generate/1/llm")
+RERANKER_DIR = Path("rerank/1/cross_encoder")
 MANIFEST = "manifest.json"
 PLAN = "model.plan"
 """A TensorRT plan, beside the ONNX file that it was built from."""
@@ -92,7 +95,7 @@ class EmbedderManifest(Manifest):
         Raises:
             SetupError: none is installed, or the file is not such a manifest.
         """
-        return _load(cls, repository / EMBEDDER_DIR / MANIFEST, "export/embedder.py")
+        return _load(cls, repository / EMBEDDER_DIR, "`make models` (or export/embedder.py)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +118,40 @@ class LlmManifest(Manifest):
         Raises:
             SetupError: none is installed, or the file is not such a manifest.
         """
-        return _load(cls, repository / LLM_DIR / MANIFEST, "export/llm.py")
+        return _load(cls, repository / LLM_DIR, "`make models` (or export/llm.py)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RerankerManifest(Manifest):
+    """An installed reranker. ``activation`` turns the model's logit into a score.
+
+    ``sigmoid`` gives scores of 0 to 1, ``identity`` the logit itself. ``max_tokens`` bounds a pair
+    of question and passage, special tokens included.
+    """
+
+    max_tokens: int
+    activation: str
+
+    @classmethod
+    def load(cls, repository: Path) -> RerankerManifest:
+        """Read the manifest of the reranker in the repository that holds the model ``rerank``.
+
+        Raises:
+            SetupError: none is installed, or the file is not such a manifest.
+        """
+        return _load(cls, repository / RERANKER_DIR, "export/reranker.py --model ID_OR_DIR")
+
+
+def variant_repository(repository: Path, variant: str) -> Path:
+    """Return the repository of the models that only one config variant serves.
+
+    It lies beside the main one, ``models_rerank`` beside ``models``: Triton loads every folder of
+    a repository and ends where one cannot be loaded, so that a model which needs an artefact that
+    most installations lack cannot lie in the main one. (Naming the models to load instead needs
+    explicit model control, with which any caller may load and unload them.)
+    """
+    repository = repository.absolute()
+    return repository.with_name(f"{repository.name}_{variant}")
 
 
 def artifact_facts(folder: Path) -> dict[str, Any]:
@@ -237,15 +273,14 @@ def _digest(paths: list[Path]) -> str:
     return digest.hexdigest()
 
 
-def _load(cls: type[_Read], path: Path, program: str) -> _Read:
+def _load(cls: type[_Read], folder: Path, remedy: str) -> _Read:
+    path = folder / MANIFEST
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         return cls(**values)
     except FileNotFoundError:
-        raise SetupError(
-            f"{path.parent}: no model is installed here; run `make models` (or {program})"
-        ) from None
+        raise SetupError(f"{folder}: no model is installed here; run {remedy}") from None
     except (OSError, ValueError, TypeError) as error:
         raise SetupError(
-            f"{path}: not a manifest of this version ({error}); run {program} again"
+            f"{path}: not a manifest of this version ({error}); run {remedy} again"
         ) from error

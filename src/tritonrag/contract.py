@@ -8,7 +8,7 @@ Shapes are per request, without the batch dimension; -1 is a dimension that vari
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 MAX_QUESTION_BYTES = 8 * 1024
 """Longest question, in bytes of UTF-8."""
@@ -25,6 +25,12 @@ MAX_PROMPT_BYTES = 1024 * 1024
 
 MIN_TOP_K, MAX_TOP_K, DEFAULT_TOP_K = 1, 100, 4
 """Passages per question: range and default."""
+
+DEFAULT_RETRIEVE_K = 20
+"""Passages that are found for the reranker when the caller does not say."""
+
+RERANK = "rerank"
+"""The reranker's model, and the config variant (``configs/rerank.pbtxt``) that uses it."""
 
 MAX_BATCH_SIZE = 64
 """Largest batch of the stateless models (``tokenize``, ``embed``, ``retrieve``, ``prompt``)."""
@@ -78,6 +84,8 @@ class ModelSpec:
     decoupled: bool = False
     steps: tuple[str, ...] = field(default=())
     """The models an ensemble runs, in order; empty for a model of its own."""
+    variant: str = ""
+    """The config variant that alone serves this model; empty where every server does."""
 
 
 def _optional(spec: TensorSpec) -> TensorSpec:
@@ -102,6 +110,11 @@ TOP_K = TensorSpec(
     "top_k", "INT32", (1,),
     f"passages wanted, {MIN_TOP_K} to {MAX_TOP_K} (default {DEFAULT_TOP_K})", True,
 )  # fmt: skip
+RETRIEVE_K = TensorSpec(
+    "retrieve_k", "INT32", (1,),
+    f"passages to find, {MIN_TOP_K} to {MAX_TOP_K} and not under `top_k`, of which a reranker "
+    f"keeps the best `top_k` (then the default is {DEFAULT_RETRIEVE_K}, or a larger `top_k`)", True,
+)  # fmt: skip
 FILTER = TensorSpec(
     "filter", "STRING", (1,),
     'JSON object of field to value or list of values, e.g. `{"source": "leave.md"}`; '
@@ -112,6 +125,12 @@ PASSAGES = TensorSpec(
     "one JSON object per passage, best first: `id`, `text`, `source`, `title`, `location`, `score`",
 )  # fmt: skip
 SCORES = TensorSpec("scores", "FP32", (-1,), "cosine similarity of each passage")
+RERANKED = TensorSpec(
+    "passages", "STRING", (-1,),
+    "the best `top_k` of the passages, best first: `score` is the reranker's, `retrieval_score` "
+    "the one before",
+)  # fmt: skip
+RERANKED_SCORES = TensorSpec("scores", "FP32", (-1,), "the reranker's score of each passage")
 HISTORY = TensorSpec(
     "history", "STRING", (1,),
     "earlier turns, a JSON list of `{\"role\": \"user\"|\"assistant\", \"content\": …}`", True,
@@ -165,6 +184,7 @@ USAGE = TensorSpec(
 )  # fmt: skip
 
 _SEARCH_OPTIONS = (COLLECTION, TOP_K, FILTER)
+_RERANKED_SEARCH_OPTIONS = (COLLECTION, TOP_K, RETRIEVE_K, FILTER)
 _SAMPLING = (MAX_TOKENS, TEMPERATURE, TOP_P, TOP_K_SAMPLING, SEED, STOP, GROUNDING)
 _STREAM = (ANSWER, FIRST_CITATIONS, FINISH_REASON, USAGE)
 
@@ -181,7 +201,13 @@ MODELS: dict[str, ModelSpec] = {
         ),
         ModelSpec(
             "retrieve", "python", "Embedding to passages, one FAISS search for the whole batch.",
-            (EMBEDDING, _optional(QUESTION), *_SEARCH_OPTIONS), (PASSAGES, SCORES),
+            (EMBEDDING, _optional(QUESTION), *_RERANKED_SEARCH_OPTIONS), (PASSAGES, SCORES),
+        ),
+        ModelSpec(
+            RERANK, "python",
+            "Question and passages to the best of them by a cross-encoder, all pairs of a batch "
+            "together.",
+            (QUESTION, PASSAGES, TOP_K), (RERANKED, RERANKED_SCORES), variant=RERANK,
         ),
         ModelSpec(
             "prompt", "python", "Question and passages to the LLM's prompt, within its context.",
@@ -210,3 +236,21 @@ MODELS: dict[str, ModelSpec] = {
     )
 }  # fmt: skip
 """Every served model by name."""
+
+VARIANTS: dict[str, dict[str, ModelSpec]] = {
+    RERANK: {
+        "search": replace(
+            MODELS["search"],
+            inputs=(QUESTION, *_RERANKED_SEARCH_OPTIONS),
+            outputs=(RERANKED, RERANKED_SCORES),
+            steps=("tokenize", "embed", "retrieve", RERANK),
+        ),
+        "rag": replace(
+            MODELS["rag"],
+            inputs=(QUESTION, *_RERANKED_SEARCH_OPTIONS, HISTORY, *_SAMPLING),
+            steps=("tokenize", "embed", "retrieve", RERANK, "prompt", "generate"),
+        ),
+    },
+}
+"""The ensembles that a config variant changes, by its name: ``tritonserver --model-config-name``.
+Each takes what the plain one takes, and more."""

@@ -14,7 +14,11 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from tokenizers import Tokenizer
+
+from tritonrag.artifacts import read_json
 from tritonrag.errors import SetupError, TritonragError
 from tritonrag.sources import (
     Source,
@@ -24,18 +28,20 @@ from tritonrag.sources import (
     needed_files,
     parameters_of,
 )
+from tritonrag.tokenizing import PAD_MULTIPLE
 
 BYTES_PER_PARAMETER = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "int8": 1.1, "int4": 0.63}
 """Of an artefact's weights; the quantised ones with their scales."""
 
 
 def common_options(
-    parser: argparse.ArgumentParser, *, default: str | None, default_name: str
+    parser: argparse.ArgumentParser, *, default: str | None, default_name: str | None
 ) -> None:
-    """Add the options of every export program."""
+    """Add the options of every export program; with no ``default_name`` a model must be named."""
+    which = f" (default: {default_name})" if default_name else ""
     parser.add_argument(
-        "--model", default=default, metavar="ID_OR_DIR",
-        help=f"Hugging Face folder or hub id (default: {default_name})",
+        "--model", default=default, metavar="ID_OR_DIR", required=default_name is None,
+        help=f"Hugging Face folder or hub id{which}",
     )  # fmt: skip
     parser.add_argument("--revision", help="branch, tag or commit of a hub model (default: main)")
     parser.add_argument(
@@ -102,6 +108,37 @@ def quieten() -> None:
     warnings.simplefilter("ignore")
     for library in ("transformers", "torch", "onnxscript", "onnx_ir", "root"):
         logging.getLogger(library).setLevel(logging.ERROR)
+
+
+def max_tokens_of(folder: Path, config: dict[str, Any], wanted: int | None) -> int:
+    """Return the longest input of an encoder: ``wanted``, else what its own files say.
+
+    It is a multiple of the server's padding.
+
+    Raises:
+        SetupError: ``wanted`` is more than the model has positions for, or nothing says how many.
+    """
+    positions = config.get("max_position_embeddings") or config.get("n_positions")
+    if not positions:
+        raise SetupError(f"{folder}: its config.json has no max_position_embeddings")
+    # RoBERTa's position ids start behind the padding id, so two positions are never used.
+    reserved = 2 if config["model_type"] in ("camembert", "mpnet", "roberta", "xlm-roberta") else 0
+    limit = int(positions) - reserved
+    if wanted is not None and not PAD_MULTIPLE <= wanted <= limit:
+        raise SetupError(f"--max-tokens {wanted}: this model takes {PAD_MULTIPLE} to {limit}")
+    own = read_json(folder / "sentence_bert_config.json", default={}).get("max_seq_length")
+    own = own or read_json(folder / "tokenizer_config.json", default={}).get("model_max_length")
+    # The server pads to a multiple, which must not lead past the last position.
+    whole = wanted or min(int(own or limit), limit)
+    return whole - whole % PAD_MULTIPLE or whole
+
+
+def write_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Write the ``tokenizer.json`` of a transformers tokenizer, without truncation and padding."""
+    fast = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    fast.no_truncation()
+    fast.no_padding()
+    fast.save(str(folder / "tokenizer.json"))
 
 
 def judged(close: bool, finding: str, *, force: bool) -> bool:

@@ -11,19 +11,43 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from tritonrag.contract import MODELS, ModelSpec, TensorSpec
+from tritonrag.artifacts import variant_repository
+from tritonrag.contract import (
+    DEFAULT_RETRIEVE_K,
+    MODELS,
+    RERANK,
+    VARIANTS,
+    ModelSpec,
+    TensorSpec,
+)
 
 REPOSITORY = Path(__file__).parents[2] / "model_repository"
 MAX_MODEL_LINES = 60
 
-ENSEMBLES = [spec for spec in MODELS.values() if spec.steps]
+Served = tuple[ModelSpec, str]
+"""A model and the config variant that it is served with, "" for the plain one."""
+
+ENSEMBLES: list[Served] = [
+    *((spec, "") for spec in MODELS.values() if spec.steps),
+    *((spec, variant) for variant, specs in VARIANTS.items() for spec in specs.values()),
+]
 SINGLE = [spec for spec in MODELS.values() if not spec.steps]
 PYTHON = [spec for spec in SINGLE if spec.backend == "python"]
 
 
-def config(name: str) -> Any:
+def repository_of(spec: ModelSpec) -> Path:
+    return variant_repository(REPOSITORY, spec.variant) if spec.variant else REPOSITORY
+
+
+def named(served: Served) -> str:
+    return " ".join(filter(None, (served[0].name, served[1])))
+
+
+def config(name: str, variant: str = "") -> Any:
     """Return a parsed config; an unknown field or a wrong type fails here."""
-    text = (REPOSITORY / name / "config.pbtxt").read_text(encoding="utf-8")
+    folder = repository_of(MODELS[name]) / name
+    file = folder / "configs" / f"{variant}.pbtxt" if variant else folder / "config.pbtxt"
+    text = file.read_text(encoding="utf-8")
     return text_format.Parse(text, model_config_pb2.ModelConfig())
 
 
@@ -35,17 +59,43 @@ def tensors(spec: ModelSpec | tuple[TensorSpec, ...]) -> list[tuple[Any, ...]]:
     return [(each.name, each.dtype, each.dims, each.optional) for each in spec]
 
 
-def test_the_repository_holds_the_models_of_the_contract_and_nothing_else() -> None:
+@pytest.mark.parametrize("variant", ["", *VARIANTS])
+def test_a_repository_holds_the_models_of_the_contract_and_nothing_else(variant: str) -> None:
     """Triton takes every folder in it for a model."""
-    assert {path.name for path in REPOSITORY.iterdir()} == set(MODELS)
-    for name in MODELS:
-        assert (REPOSITORY / name / "config.pbtxt").is_file()
-        assert (REPOSITORY / name / "1").is_dir()
+    specs = [spec for spec in MODELS.values() if spec.variant == variant]
+    folder = repository_of(specs[0])
+    assert {path.name for path in folder.iterdir()} == {spec.name for spec in specs}
+    for spec in specs:
+        assert (folder / spec.name / "config.pbtxt").is_file()
+        assert (folder / spec.name / "1").is_dir()
 
 
-@pytest.mark.parametrize("spec", MODELS.values(), ids=MODELS)
-def test_names_types_and_shapes(spec: ModelSpec) -> None:
-    found = config(spec.name)
+def test_a_variant_is_of_the_contract_or_a_model_with_other_settings() -> None:
+    """`tritonserver --model-config-name` takes it for each model that has one."""
+    files = REPOSITORY.glob("*/configs/*.pbtxt")
+    found = {(file.parents[1].name, file.stem) for file in files}
+    ensembles = {(name, variant) for variant, specs in VARIANTS.items() for name in specs}
+    assert found == ensembles | {("retrieve", RERANK)}
+    plain, varied = config("retrieve"), config("retrieve", RERANK)
+    assert varied.parameters.pop("retrieve_k").string_value == str(DEFAULT_RETRIEVE_K)
+    assert varied == plain
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_variant_takes_and_gives_what_the_plain_ensemble_does(variant: str) -> None:
+    for name, spec in VARIANTS[variant].items():
+        plain = MODELS[name]
+        assert set(plain.inputs) <= set(spec.inputs)
+        assert all(each.optional for each in set(spec.inputs) - set(plain.inputs))
+        assert [each[:3] for each in tensors(spec.outputs)] == [
+            each[:3] for each in tensors(plain.outputs)
+        ]
+
+
+@pytest.mark.parametrize("served", [*((spec, "") for spec in SINGLE), *ENSEMBLES], ids=named)
+def test_names_types_and_shapes(served: Served) -> None:
+    spec, variant = served
+    found = config(spec.name, variant)
 
     assert found.name == spec.name
     assert (found.platform or found.backend) == spec.backend
@@ -80,9 +130,10 @@ def test_one_instance_is_one_copy_of_what_it_loads(spec: ModelSpec) -> None:
     assert group.count == 1
 
 
-@pytest.mark.parametrize("spec", ENSEMBLES, ids=lambda spec: spec.name)
-def test_an_ensembles_steps(spec: ModelSpec) -> None:
-    steps = config(spec.name).ensemble_scheduling.step
+@pytest.mark.parametrize("served", ENSEMBLES, ids=named)
+def test_an_ensembles_steps(served: Served) -> None:
+    spec, variant = served
+    steps = config(spec.name, variant).ensemble_scheduling.step
 
     assert tuple(step.model_name for step in steps) == spec.steps
     for step in steps:
@@ -93,12 +144,13 @@ def test_an_ensembles_steps(spec: ModelSpec) -> None:
         assert set(step.output_map) <= {each.name for each in model.outputs}
 
 
-@pytest.mark.parametrize("spec", ENSEMBLES, ids=lambda spec: spec.name)
-def test_an_ensembles_tensors_flow(spec: ModelSpec) -> None:
+@pytest.mark.parametrize("served", ENSEMBLES, ids=named)
+def test_an_ensembles_tensors_flow(served: Served) -> None:
     """What a step reads was given or made before, of the same type; every input is used."""
+    spec, variant = served
     known = {each.name: each.dtype for each in spec.inputs}
     used = set()
-    for step in config(spec.name).ensemble_scheduling.step:
+    for step in config(spec.name, variant).ensemble_scheduling.step:
         model = MODELS[step.model_name]
         types = {each.name: each.dtype for each in (*model.inputs, *model.outputs)}
         for tensor, source in step.input_map.items():
@@ -110,10 +162,11 @@ def test_an_ensembles_tensors_flow(spec: ModelSpec) -> None:
     assert {each.name for each in spec.outputs} <= set(known)
 
 
-@pytest.mark.parametrize("spec", ENSEMBLES, ids=lambda spec: spec.name)
-def test_an_optional_input_of_an_ensemble_is_optional_in_its_steps(spec: ModelSpec) -> None:
+@pytest.mark.parametrize("served", ENSEMBLES, ids=named)
+def test_an_optional_input_of_an_ensemble_is_optional_in_its_steps(served: Served) -> None:
+    spec, variant = served
     optional = {each.name for each in spec.inputs if each.optional}
-    for step in config(spec.name).ensemble_scheduling.step:
+    for step in config(spec.name, variant).ensemble_scheduling.step:
         inputs = {each.name: each for each in MODELS[step.model_name].inputs}
         for tensor, source in step.input_map.items():
             assert inputs[tensor].optional or source not in optional
@@ -121,14 +174,14 @@ def test_an_optional_input_of_an_ensemble_is_optional_in_its_steps(spec: ModelSp
 
 def test_a_decoupled_step_comes_last() -> None:
     """Triton refuses an ensemble that joins tensors from before and after one."""
-    for spec in ENSEMBLES:
+    for spec, _ in ENSEMBLES:
         assert not any(MODELS[step].decoupled for step in spec.steps[:-1])
         assert MODELS[spec.steps[-1]].decoupled == spec.decoupled
 
 
 @pytest.mark.parametrize("spec", PYTHON, ids=lambda spec: spec.name)
 def test_a_model_is_a_small_adapter_with_its_tensor_table(spec: ModelSpec) -> None:
-    source = (REPOSITORY / spec.name / "1" / "model.py").read_text(encoding="utf-8")
+    source = (repository_of(spec) / spec.name / "1" / "model.py").read_text(encoding="utf-8")
     table = ast.get_docstring(ast.parse(source)) or ""
 
     assert len(source.splitlines()) <= MAX_MODEL_LINES
@@ -142,7 +195,7 @@ def test_a_model_is_a_small_adapter_with_its_tensor_table(spec: ModelSpec) -> No
 @pytest.mark.parametrize("spec", PYTHON, ids=lambda spec: spec.name)
 def test_a_model_imports_the_installed_package_only(spec: ModelSpec) -> None:
     """A file beside model.py loses against site-packages, and pb_utils has no classes yet."""
-    source = (REPOSITORY / spec.name / "1" / "model.py").read_text(encoding="utf-8")
+    source = (repository_of(spec) / spec.name / "1" / "model.py").read_text(encoding="utf-8")
     imported = {
         name.split(".")[0]
         for node in ast.walk(ast.parse(source))

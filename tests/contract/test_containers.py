@@ -21,10 +21,13 @@ from packaging.utils import canonicalize_name
 from pathspec import PathSpec
 from typer.testing import CliRunner
 
+from tritonrag.artifacts import variant_repository
+from tritonrag.contract import RERANK
 from tritonrag.server.process import GRPC_PORT, HTTP_PORT, METRICS_PORT
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = ROOT / "docker-compose.yml"
+COMPOSE_RERANK = ROOT / "docker-compose.rerank.yml"
 DOCKERFILE = ROOT / "Dockerfile"
 GPU_LOCK = ROOT / "deploy/container/requirements-gpu.txt"
 OURS = ("TRITONRAG_", "LLM_")
@@ -85,8 +88,23 @@ def strings_of_the_code() -> Iterator[str]:
                 yield node.value
 
 
-def test_compose_file_follows_the_schema() -> None:
-    tool("check-jsonschema", "--builtin-schema", "vendor.compose-spec", str(COMPOSE))
+@pytest.mark.parametrize("file", [COMPOSE, COMPOSE_RERANK], ids=lambda file: file.name)
+def test_compose_file_follows_the_schema(file: Path) -> None:
+    tool("check-jsonschema", "--builtin-schema", "vendor.compose-spec", str(file))
+
+
+def test_a_server_with_a_reranker_has_one_repository_more_and_its_variant(
+    dockerfile: DockerfileParser, services: dict[str, dict[str, Any]]
+) -> None:
+    repository = Path(dockerfile.envs["TRITONRAG_REPOSITORY"])
+    more = variant_repository(repository, RERANK)
+    for name, service in yaml.safe_load(COMPOSE_RERANK.read_text())["services"].items():
+        assert services[name]["image"].startswith("tritonrag:")
+        options = set(service["command"]) - set(last_command(dockerfile, "CMD"))
+        assert options == {f"--model-repository={more}", f"--model-config-name={RERANK}"}
+        source = variant_repository(ROOT / "model_repository", RERANK).name
+        assert service["volumes"] == [f"./{source}:{more}:ro"]
+        assert (ROOT / source).is_dir()
 
 
 def test_dockerfile_passes_the_linter() -> None:

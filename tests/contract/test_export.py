@@ -34,6 +34,9 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 def program(name: str) -> ModuleType:
+    """Load a program of export/, which finds its neighbours as when it is run."""
+    if str(PROGRAMS) not in sys.path:
+        sys.path.insert(0, str(PROGRAMS))
     spec = importlib.util.spec_from_file_location(f"export_{name}", PROGRAMS / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None

@@ -12,10 +12,10 @@ PACKAGE = Path(__file__).parents[2] / "src/tritonrag"
 
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"contract", "errors"}),
-    frozenset({"settings"}),
+    frozenset({"limits", "settings"}),
     frozenset({"artifacts", "fusion", "markup", "overlap", "quoting"}),
     frozenset({"documents", "generation", "prompting", "sources", "tokenizing"}),
-    frozenset({"chunking", "exporting"}),
+    frozenset({"chunking", "exporting", "reranking"}),
     frozenset({"index", "engines"}),
     frozenset({"backend", "client", "repository"}),
     frozenset({"server"}),

@@ -13,6 +13,8 @@ import pb_fake
 import pytest
 from tiny_artifacts import embedder, write_snapshot
 
+from tritonrag.contract import DEFAULT_RETRIEVE_K, RERANK
+
 UNIT = np.eye(4, dtype=np.float32).tolist()
 
 
@@ -59,6 +61,23 @@ def test_shorter_rows_are_padded(model: pb_fake.Served) -> None:
     assert texts_of(answer)[1][0] == "two"
 
 
+def test_retrieve_k_says_how_many_to_find(model: pb_fake.Served) -> None:
+    (answer,) = model.infer(model.request(embedding=[UNIT[1]], top_k=[1], retrieve_k=[2]))
+
+    assert len(texts_of(answer)[0]) == 2
+
+
+def test_for_a_reranker_more_are_found(repository: Path, index_dir: Path) -> None:
+    write_snapshot(index_dir, "default", [("a.md", [f"text {n}" for n in range(30)])])
+    counts = []
+    with pb_fake.loaded("retrieve", repository, variant=RERANK) as served:
+        for more in ({}, {"top_k": [25]}, {"retrieve_k": [7]}, {"top_k": [0]}):
+            (answer,) = served.infer(served.request(embedding=[UNIT[0]], **more))
+            counts.append(answer.message or answer["passages"].shape[1])
+
+    assert counts == [DEFAULT_RETRIEVE_K, 25, 7, "top_k: 0 is not in 1 to 100"]
+
+
 def test_a_filter_narrows_the_search(model: pb_fake.Served) -> None:
     (answer,) = model.infer(model.request(embedding=[UNIT[0]], filter=['{"source": "b.md"}']))
 
@@ -71,6 +90,9 @@ def test_a_filter_narrows_the_search(model: pb_fake.Served) -> None:
         ({"top_k": [0]}, "INVALID_ARG", "top_k: 0 is not in 1 to 100"),
         ({"top_k": [101]}, "INVALID_ARG", "top_k: 101 is not in 1 to 100"),
         ({"top_k": [-1]}, "INVALID_ARG", "top_k: -1 is not in 1 to 100"),
+        ({"retrieve_k": [0]}, "INVALID_ARG", "retrieve_k: 0 is not in 1 to 100"),
+        ({"retrieve_k": [101]}, "INVALID_ARG", "retrieve_k: 101 is not in 1 to 100"),
+        ({"retrieve_k": [3]}, "INVALID_ARG", "retrieve_k: 3 is under top_k, which is 4"),
         ({"collection": ["nowhere"]}, "NOT_FOUND", "there are default, other"),
         ({"collection": ["../x"]}, "INVALID_ARG", "is not a collection's name"),
         ({"collection": [b"\xff"]}, "INVALID_ARG", "collection: is not UTF-8"),

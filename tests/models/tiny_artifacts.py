@@ -1,4 +1,5 @@
-"""Tiny artefacts: a tokenizer of words, an embedder that averages them, an LLM's manifest."""
+"""Tiny artefacts: a tokenizer of words, an embedder that averages them, an LLM's manifest, and a
+reranker that adds up what each word is worth."""
 
 from __future__ import annotations
 
@@ -12,7 +13,15 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from tritonrag.artifacts import EMBEDDER_DIR, LLM_DIR, EmbedderManifest, LlmManifest, sha256
+from tritonrag.artifacts import (
+    EMBEDDER_DIR,
+    LLM_DIR,
+    RERANKER_DIR,
+    EmbedderManifest,
+    LlmManifest,
+    RerankerManifest,
+    sha256,
+)
 from tritonrag.index import EmbedderId, SnapshotManifest, layout
 from tritonrag.index.manifest import DATA_FILES, DOCUMENTS, OFFSETS, PASSAGES, VECTORS
 
@@ -44,6 +53,22 @@ def install(root: Path) -> None:
         model="tiny-llm", precision="fp32", sha256="0" * 64, context_tokens=200, grounding="quote",
         chat_template=CHAT, special_tokens={}, parity={}, versions={},
     ).save(root / LLM_DIR)  # fmt: skip
+
+
+WORTH = {"a": 1.0, "b": 2.0, "c": 3.0, "d": float("nan"), "how": -50.0}
+"""What a word adds to a pair's logit in the reranker."""
+
+
+def install_reranker(root: Path, activation: str = "identity") -> None:
+    """Write a reranker into the repository that holds the model ``rerank``."""
+    folder = root / RERANKER_DIR
+    folder.mkdir(parents=True)
+    _tokenizer().save(str(folder / "tokenizer.json"))
+    onnx.save(_adding_graph(), folder / "model.onnx")
+    RerankerManifest(
+        model="tiny-reranker", precision="fp32", sha256="cd" * 32, max_tokens=MAX_TOKENS,
+        activation=activation,
+    ).save(folder)  # fmt: skip
 
 
 def embedder() -> EmbedderManifest:
@@ -86,6 +111,32 @@ def _averaging_graph() -> onnx.ModelProto:
             helper.make_tensor_value_info("attention_mask", TensorProto.INT64, shape),
         ],
         [helper.make_tensor_value_info("sentence_embedding", TensorProto.FLOAT, ["batch", 4])],
+        constants,
+    )  # fmt: skip
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def _adding_graph() -> onnx.ModelProto:
+    """Return ids and mask [batch, length] to the sum of the words' worth [batch]."""
+    table = np.array([WORTH.get(word, 0.0) for word in WORDS], dtype=np.float32)
+    constants = [
+        numpy_helper.from_array(table, "table"),
+        numpy_helper.from_array(np.array([1]), "one"),
+    ]
+    nodes = [
+        helper.make_node("Gather", ["table", "input_ids"], ["worth"]),
+        helper.make_node("Cast", ["attention_mask"], ["mask"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["worth", "mask"], ["kept"]),
+        helper.make_node("ReduceSum", ["kept", "one"], ["logits"], keepdims=0),
+    ]
+    shape = ["batch", "length"]
+    graph = helper.make_graph(
+        nodes, "add",
+        [
+            helper.make_tensor_value_info("input_ids", TensorProto.INT64, shape),
+            helper.make_tensor_value_info("attention_mask", TensorProto.INT64, shape),
+        ],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch"])],
         constants,
     )  # fmt: skip
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import tritonclient.grpc as triton
 
-DTYPES = {"top_k": np.int32, "max_tokens": np.int32, "temperature": np.float32, "seed": np.int64,
-          "cancel": np.bool_, "top_p": np.float32, "embedding": np.float32}  # fmt: skip
+DTYPES = {"top_k": np.int32, "retrieve_k": np.int32, "max_tokens": np.int32, "seed": np.int64,
+          "temperature": np.float32, "cancel": np.bool_, "top_p": np.float32,
+          "embedding": np.float32}  # fmt: skip
 
 
 def inputs(**fields: Any) -> list[triton.InferInput]:

@@ -24,6 +24,8 @@ from tritonclient.utils import (
     triton_to_np_dtype,
 )
 
+from tritonrag.contract import MODELS, VARIANTS
+
 PASSAGE = {
     "id": "7",
     "text": "Zoë has “25” days of leave.",
@@ -69,6 +71,7 @@ class Models:
         self.requests: list[Request] = []
         self.cancelled: dict[str, float] = {}
         self.open = 0
+        self.variant = ""
         self.hanging = threading.Event()
 
     def infer(self, request: Request) -> dict[str, np.ndarray]:
@@ -112,9 +115,19 @@ class Models:
             yield "has 25 days [1].", "", "", ""
             yield "", "", "stop", json.dumps(USAGE)
 
-    @staticmethod
-    def _fail(request: Request) -> None:
+    def inputs(self, model: str) -> list[str]:
+        spec = VARIANTS.get(self.variant, MODELS).get(model, MODELS[model])
+        return [each.name for each in spec.inputs]
+
+    def _fail(self, request: Request) -> None:
         where = f"in ensemble '{request.model}', "
+        unknown = request.inputs.keys() - set(self.inputs(request.model))
+        if unknown:
+            message = (
+                f"[request id: {request.id}] unexpected inference input '{unknown.pop()}' for "
+                f"model '{request.model}'"
+            )
+            raise Fault(grpc.StatusCode.INVALID_ARGUMENT, 400, message)
         if request.inputs.get("question") == [" "]:
             message = where + "INVALID_ARG: question: is blank"
             raise Fault(grpc.StatusCode.INVALID_ARGUMENT, 400, message)
@@ -229,6 +242,10 @@ def _handler(models: Models) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
+        def do_GET(self) -> None:
+            names = models.inputs(self.path.split("/")[-1])
+            self._json(200, {"inputs": [{"name": name} for name in names]})
+
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             *_, model, method = self.path.split("/")
@@ -261,7 +278,9 @@ def _handler(models: Models) -> type[BaseHTTPRequestHandler]:
         def _generate_stream(self, model: str, body: dict[str, Any]) -> None:
             """As Triton: the status is sent with the first response, 400 for any error."""
             request_id = body.pop("id")
-            inputs = {k: v if isinstance(v, list) else [v] for k, v in body.items()}
+            # As Triton: a field that is no input is a parameter, and nobody misses it.
+            given = {name: body[name] for name in models.inputs(model) if name in body}
+            inputs = {k: v if isinstance(v, list) else [v] for k, v in given.items()}
             responses = models.stream(Request(model, request_id, inputs))
             try:
                 first = {"model_name": model} | _named(next(responses))

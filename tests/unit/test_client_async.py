@@ -11,6 +11,7 @@ from fake_triton import FakeTriton
 
 from tritonrag import errors
 from tritonrag.client import AsyncClient
+from tritonrag.contract import RERANK
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.parametrize("protocol", ["grpc", "http"])]
 
@@ -40,6 +41,15 @@ async def test_ask_streams(triton: FakeTriton, protocol: str) -> None:
     assert [c.mark for c in answer.citations] == [1, None]
     assert answer.finish_reason == "stop"
     assert not triton.models.cancelled
+
+
+async def test_retrieve_k_needs_a_reranker(triton: FakeTriton, protocol: str) -> None:
+    async with connect(triton, protocol) as client:
+        with pytest.raises(errors.InvalidRequest, match=r"no reranker.*--config rerank"):
+            await client.ask("x", retrieve_k=9).read()
+        triton.models.variant = RERANK
+        await client.ask("x", retrieve_k=9).read()
+    assert triton.models.requests[-1].inputs == {"question": ["x"], "retrieve_k": [9]}
 
 
 async def test_many_answers_at_once(triton: FakeTriton, protocol: str) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tritonrag.client import Answer, Citation, Usage
+from tritonrag.client import Answer, Citation, Health, Usage
 from tritonrag.client.marshalling import Progress, call, cancel_call, embed_calls, search_result
 from tritonrag.client.wire import states, to_fields, to_json
+from tritonrag.contract import MODELS, RERANK
 from tritonrag.errors import InternalError, InvalidRequest
 
 
@@ -107,3 +108,10 @@ def test_cited_are_those_whose_mark_stands_in_the_text() -> None:
 def test_a_model_with_a_ready_version_is_ready() -> None:
     versions = [("m", "READY", ""), ("m", "UNAVAILABLE", "unloaded"), ("n", "LOADING", "")]
     assert states(versions) == {"m": "READY", "n": "LOADING"}
+
+
+def test_a_model_of_a_variant_counts_where_it_is_served() -> None:
+    plain = {name: "READY" for name, spec in MODELS.items() if not spec.variant}
+    assert Health(live=True, models=plain).ready
+    assert Health(live=True, models=plain | {RERANK: "READY"}).ready
+    assert not Health(live=True, models=plain | {RERANK: "UNAVAILABLE"}).ready

@@ -14,6 +14,7 @@ from fake_triton import USAGE, FakeTriton
 
 from tritonrag import errors
 from tritonrag.client import Client, Usage
+from tritonrag.contract import RERANK
 
 
 @pytest.fixture(params=["grpc", "http"])
@@ -134,6 +135,22 @@ def test_every_option_reaches_the_model(client: Client, triton: FakeTriton) -> N
         "stop": ["a", "b"],
         "grounding": ["free"],
     }
+
+
+def test_retrieve_k_reaches_a_server_with_a_reranker(client: Client, triton: FakeTriton) -> None:
+    triton.models.variant = RERANK
+    client.search("x", top_k=2, retrieve_k=30)
+    client.ask("x", retrieve_k=40).read()
+
+    search, rag = triton.models.requests[-2:]
+    assert search.inputs == {"question": ["x"], "top_k": [2], "retrieve_k": [30]}
+    assert rag.inputs == {"question": ["x"], "retrieve_k": [40]}
+
+
+def test_retrieve_k_without_a_reranker_says_what_to_do(client: Client) -> None:
+    for asked in (lambda: client.search("x", retrieve_k=9), client.ask("x", retrieve_k=9).read):
+        with pytest.raises(errors.InvalidRequest, match=r"no reranker.*--config rerank"):
+            asked()
 
 
 def test_generate_asks_the_bare_model(client: Client, triton: FakeTriton) -> None:

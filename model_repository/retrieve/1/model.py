@@ -6,6 +6,7 @@
 | in  question (optional)   | STRING | [1]   |                                                     |
 | in  collection (optional) | STRING | [1]   |                                                     |
 | in  top_k (optional)      | INT32  | [1]   |                                                     |
+| in  retrieve_k (optional) | INT32  | [1]   | passages to find for a reranker; wins over top_k    |
 | in  filter (optional)     | STRING | [1]   | JSON object of field to value or list of values     |
 | out passages              | STRING | [-1]  | JSON objects, best first                            |
 | out scores                | FP32   | [-1]  | cosine similarity                                   |
@@ -20,13 +21,17 @@ from typing import Any
 from tritonrag.artifacts import EmbedderManifest
 from tritonrag.backend.conversions import log_info, respond
 from tritonrag.backend.retrieval import read_queries, search_all, write_results
+from tritonrag.contract import MAX_TOP_K
 from tritonrag.index import Query, Result, Retriever
 from tritonrag.settings import IndexSettings, ModelArgs
 
 
 class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
-        embedder = EmbedderManifest.load(ModelArgs.parse(args).repository)
+        settings = ModelArgs.parse(args)
+        embedder = EmbedderManifest.load(settings.repository)
+        # Set by the config variant with a reranker.
+        self._least = settings.integer("retrieve_k", 0, 0, MAX_TOP_K)
         directory = IndexSettings.from_environment().directory
         self._retriever = Retriever(directory, embedder, log_info)
 
@@ -34,7 +39,7 @@ class TritonPythonModel:
         return respond(requests, self._read, self._search, write_results)
 
     def _read(self, request: Any) -> list[Query]:
-        queries = read_queries(request)
+        queries = read_queries(request, self._least)
         for query in queries:
             self._retriever.check(query)
         return queries

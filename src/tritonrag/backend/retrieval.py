@@ -5,20 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from tritonrag import contract
-from tritonrag.backend.conversions import array, column, response, tensor
+from tritonrag.backend.conversions import array, column
+from tritonrag.backend.ranking import write_rows
 from tritonrag.contract import DEFAULT_COLLECTION, DEFAULT_TOP_K
 from tritonrag.errors import InvalidRequest
 from tritonrag.index import Query, Result, Retriever, parse_filter
+from tritonrag.limits import passages_to_find
 
 
-def read_queries(request: Any) -> list[Query]:
+def read_queries(request: Any, least: int = 0) -> list[Query]:
     """Return one query a row of the request's batch.
 
+    ``least`` is how many passages a caller who sends no ``retrieve_k`` gets at least.
+
     Raises:
-        InvalidRequest: a malformed filter, or inputs of different batch sizes.
+        InvalidRequest: a malformed filter, ``top_k`` or ``retrieve_k`` out of range, or inputs of
+            different batch sizes.
     """
     embeddings = array(request, contract.EMBEDDING)
     if embeddings is None or embeddings.ndim != 2:
@@ -26,8 +29,13 @@ def read_queries(request: Any) -> list[Query]:
     count = len(embeddings)
     collections = column(request, contract.COLLECTION, DEFAULT_COLLECTION, count)
     top_ks = column(request, contract.TOP_K, DEFAULT_TOP_K, count)
+    retrieve_ks = column(request, contract.RETRIEVE_K, None, count)
+    counts = [
+        passages_to_find(top_k, retrieve_k, least)
+        for top_k, retrieve_k in zip(top_ks, retrieve_ks, strict=True)
+    ]
     filters = [parse_filter(text) for text in column(request, contract.FILTER, "", count)]
-    return [Query(*row) for row in zip(embeddings, collections, top_ks, filters, strict=True)]
+    return [Query(*row) for row in zip(embeddings, collections, counts, filters, strict=True)]
 
 
 def search_all(retriever: Retriever, batch: Sequence[list[Query]]) -> list[list[Result]]:
@@ -37,11 +45,5 @@ def search_all(retriever: Retriever, batch: Sequence[list[Query]]) -> list[list[
 
 
 def write_results(results: list[Result]) -> Any:
-    """Return a request's response, shorter rows padded with ``""`` and a score of -inf."""
-    width = max((len(result.passages) for result in results), default=0)
-    passages = np.full((len(results), width), b"", dtype=np.object_)
-    scores = np.full((len(results), width), -np.inf, dtype=np.float32)
-    for row, result in enumerate(results):
-        passages[row, : len(result.passages)] = result.passages
-        scores[row, : len(result.scores)] = result.scores
-    return response(tensor(contract.PASSAGES, passages), tensor(contract.SCORES, scores))
+    """Return a request's response."""
+    return write_rows([(each.passages, each.scores) for each in results])

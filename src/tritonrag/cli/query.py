@@ -19,6 +19,7 @@ SNIPPET_CHARS = 240
 
 Question = Annotated[str, typer.Argument(help="What to look for, in plain words.")]
 TopK = Annotated[int | None, typer.Option(help="Passages to return or to answer from.")]
+RetrieveK = Annotated[int | None, typer.Option(help="Passages that a reranker chooses them from.")]
 Collection = Annotated[str | None, typer.Option(help="Collection to search.")]
 Filter = Annotated[
     str | None, typer.Option(help='JSON object of field to value, e.g. {"source": "leave.md"}.')
@@ -35,6 +36,7 @@ def register(app: typer.Typer) -> None:
 def search(
     question: Question,
     top_k: TopK = None,
+    retrieve_k: RetrieveK = None,
     collection: Collection = None,
     filter: Filter = None,
     url: Url = None,
@@ -44,7 +46,9 @@ def search(
 ) -> None:
     """Print the passages nearest to a question, best first."""
     with Client(url, protocol, timeout) as client:
-        found = client.search(question, top_k=top_k, collection=collection, filter=filter)
+        found = client.search(
+            question, top_k=top_k, retrieve_k=retrieve_k, collection=collection, filter=filter
+        )
     if as_json:
         print(_json({"passages": [_fields(passage) for passage in found]}))
     elif not found:
@@ -57,6 +61,7 @@ def search(
 def ask(
     question: Question,
     top_k: TopK = None,
+    retrieve_k: RetrieveK = None,
     collection: Collection = None,
     filter: Filter = None,
     grounding: Annotated[
@@ -80,6 +85,7 @@ def ask(
     """Stream the answer to a question, then its sources. Ctrl-C stops it on the server too."""
     options = AskOptions(
         top_k=top_k,
+        retrieve_k=retrieve_k,
         collection=collection,
         filter=filter,
         grounding=grounding,

@@ -26,6 +26,15 @@ HttpPort = Annotated[int, typer.Option(min=1, max=65535, help="HTTP port on 127.
 GrpcPort = Annotated[int, typer.Option(min=1, max=65535, help="gRPC port on 127.0.0.1.")]
 MetricsPort = Annotated[int, typer.Option(min=1, max=65535, help="Port of /metrics on 127.0.0.1.")]
 
+Config = Annotated[
+    str,
+    typer.Option(
+        help="Config variant, <model>/configs/NAME.pbtxt, for every model that has it; rerank puts "
+        "a reranker behind the search.",
+        metavar="NAME",
+    ),
+]
+
 STATE = Path(".tritonrag")
 
 PROBE = "health probe"
@@ -44,11 +53,11 @@ def serve(
     http_port: HttpPort = 8000,
     grpc_port: GrpcPort = 8001,
     metrics_port: MetricsPort = 8002,
+    config: Config = "",
 ) -> None:
     """Run the embedded server in the foreground until Ctrl-C."""
-    server, running = start(
-        repository, index_dir, state_dir, (http_port, grpc_port, metrics_port), bound=True
-    )
+    ports = (http_port, grpc_port, metrics_port)
+    server, running = start(repository, index_dir, state_dir, ports, config=config, bound=True)
     print("Ctrl-C stops the server.")
     try:
         code = server.wait(running)
@@ -64,9 +73,11 @@ def up(
     http_port: HttpPort = 8000,
     grpc_port: GrpcPort = 8001,
     metrics_port: MetricsPort = 8002,
+    config: Config = "",
 ) -> None:
     """Start the embedded server in the background and wait until it is ready."""
-    start(repository, index_dir, state_dir, (http_port, grpc_port, metrics_port), bound=False)
+    ports = (http_port, grpc_port, metrics_port)
+    start(repository, index_dir, state_dir, ports, config=config, bound=False)
     print("`tritonrag down` stops the server.")
 
 
@@ -136,12 +147,19 @@ def _known(state_dir: Path) -> tuple[str, dict[str, object]]:
         "http": f"http://{HOST}:{running.ports.http}",
         "metrics": f"http://{HOST}:{running.ports.metrics}/metrics",
         "repository": running.repository,
+        **({"config": running.config} if running.config else {}),
         "index": running.index_dir,
     }
 
 
 def start(
-    repository: Path, index_dir: Path, state_dir: Path, ports: tuple[int, int, int], *, bound: bool
+    repository: Path,
+    index_dir: Path,
+    state_dir: Path,
+    ports: tuple[int, int, int],
+    *,
+    config: str = "",
+    bound: bool,
 ) -> tuple[EmbeddedServer, Running]:
     """Start the embedded server on ``ports`` (HTTP, gRPC, metrics) and print where it listens."""
     from tritonrag.server.process import EmbeddedServer, Ports
@@ -156,8 +174,9 @@ def start(
 
     try:
         running = server.start(
-            repository, index_dir, Ports(*ports), bound_to_parent=bound, progress=progress
-        )
+            repository, index_dir, Ports(*ports), config=config, bound_to_parent=bound,
+            progress=progress,
+        )  # fmt: skip
     finally:
         progress("")
     print(f"server ready in {time.perf_counter() - began:.1f} s (pid {running.pid})")

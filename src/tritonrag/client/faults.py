@@ -41,6 +41,9 @@ _STREAMED = {
 }
 """What Triton's own errors in a stream say, by the code that it leaves out there."""
 
+_NO_RETRIEVE_K = "unexpected inference input 'retrieve_k'"
+"""How Triton refuses an input that its model does not have."""
+
 _PREFIX = re.compile(r"^(?:in ensemble '[^']*', |\[request id: [^\]]*\] )+")
 
 # gRPC reports its own troubles under the codes that a server uses; only the text tells them apart.
@@ -53,7 +56,17 @@ _LOST = re.compile(
 def from_triton(code: str, message: str) -> TritonragError:
     """Return the error for a status name, without what Triton put before the model's message."""
     text = _PREFIX.sub("", message)
+    if _NO_RETRIEVE_K in text:
+        return no_reranker()
     return from_tagged(text) or from_code(code, text)
+
+
+def no_reranker() -> InvalidRequest:
+    """Return the error for ``retrieve_k`` sent to a server that cannot use it."""
+    return InvalidRequest(
+        "retrieve_k: this server has no reranker; leave it out, or start the server with "
+        "`tritonrag up --config rerank`"
+    )
 
 
 def from_http(status: int, message: str) -> TritonragError:

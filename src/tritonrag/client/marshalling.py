@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from tritonrag.client.faults import understood
 from tritonrag.client.results import Answer, Citation, Passage, SearchResult, Usage
-from tritonrag.contract import MAX_BATCH_SIZE, MODELS, ModelSpec, TensorSpec
+from tritonrag.contract import MAX_BATCH_SIZE, MODELS, RERANK, VARIANTS, ModelSpec, TensorSpec
 from tritonrag.errors import InternalError, InvalidRequest
 
 Tensors = Mapping[str, npt.NDArray[Any]]
@@ -32,6 +32,7 @@ class SearchOptions(TypedDict, total=False):
     """What to search and how much to return; what is left out (or ``None``) the server decides."""
 
     top_k: int | None
+    retrieve_k: int | None
     collection: str | None
     filter: Mapping[str, Any] | str | None
 
@@ -81,7 +82,8 @@ def call(model: str, **options: Any) -> Call:
         InvalidRequest: a value does not fit the tensor's dtype.
         TypeError: an option is not an input of the model.
     """
-    spec = MODELS[model]
+    # A variant takes more, and what is not given is not sent: a plain server refuses the rest.
+    spec = VARIANTS[RERANK].get(model, MODELS[model])
     unknown = options.keys() - {tensor.name for tensor in spec.inputs}
     if unknown:
         raise TypeError(f"{model} has no option {', '.join(sorted(unknown))}")

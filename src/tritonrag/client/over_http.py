@@ -32,7 +32,7 @@ class HttpTransport:
 
     def infer(self, call: Call, timeout: float | None) -> Tensors:
         """Return the one response of a call."""
-        answer = self._post(f"/v2/models/{call.model.name}/infer", wire.to_json(call), timeout)
+        answer = self._post(f"{_model_path(call)}/infer", wire.to_json(call), timeout)
         return wire.from_json(answer)
 
     def models(self, timeout: float | None) -> dict[str, str]:
@@ -46,6 +46,8 @@ class HttpTransport:
             "POST", _stream_path(call), json=wire.to_fields(call), timeout=timeout
         )
         with http_errors(self._url, deadline):
+            if wire.needs_reranker(call):
+                wire.check_reranker(_body(self._http.get(_model_path(call), timeout=timeout)))
             response = self._http.send(request, stream=True)
             with closing(response), _ending(response, deadline):
                 if response.is_error:
@@ -78,7 +80,7 @@ class AsyncHttpTransport:
 
     async def infer(self, call: Call, timeout: float | None) -> Tensors:
         """Return the one response of a call."""
-        path = f"/v2/models/{call.model.name}/infer"
+        path = f"{_model_path(call)}/infer"
         return wire.from_json(await self._post(path, wire.to_json(call), timeout))
 
     async def models(self, timeout: float | None) -> dict[str, str]:
@@ -91,6 +93,8 @@ class AsyncHttpTransport:
         request = self._http.build_request("POST", _stream_path(call), json=wire.to_fields(call))
         with http_errors(self._url, deadline):
             async with asyncio.timeout(deadline.remaining()):
+                if wire.needs_reranker(call):
+                    wire.check_reranker(_body(await self._http.get(_model_path(call))))
                 response = await self._http.send(request, stream=True)
             try:
                 if response.is_error:
@@ -126,8 +130,12 @@ def _verify(url: str) -> bool:
     return url.startswith("https:")
 
 
+def _model_path(call: Call) -> str:
+    return f"/v2/models/{call.model.name}"
+
+
 def _stream_path(call: Call) -> str:
-    return f"/v2/models/{call.model.name}/generate_stream"
+    return f"{_model_path(call)}/generate_stream"
 
 
 def _body(response: httpx.Response) -> Any:

@@ -13,8 +13,9 @@ from tritonrag.contract import MODELS
 class Passage:
     """One passage of a document.
 
-    ``location`` is its heading path and ``score`` the cosine similarity to the question. ``extra``
-    holds what else the index knows of it, such as the character offsets ``start`` and ``end``.
+    ``location`` is its heading path and ``score`` the cosine similarity to the question, or what a
+    reranker made of it. ``extra`` holds what else is known of it, such as the character offsets
+    ``start`` and ``end``, and after a reranker the similarity, ``retrieval_score``.
     """
 
     id: str
@@ -97,5 +98,9 @@ class Health:
 
     @property
     def ready(self) -> bool:
-        """Whether every model of the contract is ready."""
-        return all(self.models.get(name) == "READY" for name in MODELS)
+        """Whether every model of the contract is ready, those of a variant where it is served."""
+        return all(
+            self.models.get(name) == "READY"
+            for name, spec in MODELS.items()
+            if name in self.models or not spec.variant
+        )

@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 from tritonclient.grpc import service_pb2
 
-from tritonrag.client.faults import understood
+from tritonrag.client.faults import no_reranker, understood
 from tritonrag.client.marshalling import Call, Tensors
+from tritonrag.contract import MODELS, RETRIEVE_K
 
 _NUMPY: dict[str, type[np.generic]] = {
     "BOOL": np.bool_,
@@ -87,6 +88,25 @@ def to_fields(call: Call) -> dict[str, Any]:
         for spec, values in call.inputs()
     }
     return {"id": call.id, **tensors}
+
+
+def needs_reranker(call: Call) -> bool:
+    """Return whether a call gives an input that only the variant with a reranker has."""
+    plain = {spec.name for spec in MODELS[call.model.name].inputs}
+    return RETRIEVE_K.name in call.values and RETRIEVE_K.name not in plain
+
+
+@understood
+def check_reranker(metadata: dict[str, Any]) -> None:
+    """Check by a model's metadata that it has the input of a reranker.
+
+    ``generate_stream`` takes a field that is no input for a parameter, and would ignore it.
+
+    Raises:
+        InvalidRequest: it does not.
+    """
+    if RETRIEVE_K.name not in {each["name"] for each in metadata["inputs"]}:
+        raise no_reranker()
 
 
 @understood

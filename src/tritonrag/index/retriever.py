@@ -15,12 +15,13 @@ import faiss
 import numpy as np
 
 from tritonrag.artifacts import EmbedderManifest
-from tritonrag.contract import DEFAULT_COLLECTION, DEFAULT_TOP_K, MAX_TOP_K, MIN_TOP_K
+from tritonrag.contract import DEFAULT_COLLECTION, DEFAULT_TOP_K
 from tritonrag.errors import InvalidRequest, SetupError, TritonragError, Unavailable
 from tritonrag.index import layout
 from tritonrag.index.filters import Filter
 from tritonrag.index.manifest import EmbedderId
 from tritonrag.index.snapshot import Floats, Ids, Snapshot
+from tritonrag.limits import check_count
 
 POLL_SECONDS = 0.5
 
@@ -252,8 +253,7 @@ def _check_query(query: Query, dimension: int) -> None:
             "embedding: holds a value that is not a finite number, or is far too large for an "
             "L2-normalised vector"
         )
-    if not MIN_TOP_K <= query.top_k <= MAX_TOP_K:
-        raise InvalidRequest(f"top_k: {query.top_k} is not in {MIN_TOP_K} to {MAX_TOP_K}")
+    check_count("top_k", query.top_k)
 
 
 def _search_group(group: _Group, queries: Sequence[Query], results: list[Result]) -> None:

@@ -23,6 +23,8 @@ import httpx
 import psutil
 from filelock import FileLock, Timeout
 
+from tritonrag.artifacts import RerankerManifest, variant_repository
+from tritonrag.contract import RERANK
 from tritonrag.errors import SetupError, Unavailable
 from tritonrag.server import installation
 from tritonrag.server.log import cause
@@ -55,6 +57,7 @@ class Running:
     ports: Ports
     repository: str
     index_dir: str
+    config: str = ""
 
     @property
     def alive(self) -> bool:
@@ -97,13 +100,15 @@ class EmbeddedServer:
         index_dir: Path,
         ports: Ports,
         *,
+        config: str = "",
         bound_to_parent: bool = False,
         timeout_s: float = 120,
         progress: PROGRESS = lambda line: None,
     ) -> Running:
         """Start the server and return when every model is ready.
 
-        ``bound_to_parent``: the server ends when this process does, however it ends.
+        ``config`` names a config variant (``<model>/configs/<name>.pbtxt``) for every model that
+        has it. ``bound_to_parent``: the server ends when this process does, however it ends.
 
         Raises:
             SetupError: one runs already, a port is taken, something is missing, or a model fails
@@ -112,10 +117,12 @@ class EmbeddedServer:
         """
         _make_folder(self._dir, "state-dir")
         with self._only_one_start():
-            return self._start(repository, index_dir, ports, bound_to_parent, timeout_s, progress)
+            return self._start(
+                repository, index_dir, ports, config, bound_to_parent, timeout_s, progress
+            )
 
     def _start(
-        self, repository: Path, index_dir: Path, ports: Ports, bound_to_parent: bool,
+        self, repository: Path, index_dir: Path, ports: Ports, config: str, bound_to_parent: bool,
         timeout_s: float, progress: PROGRESS,
     ) -> Running:  # fmt: skip
         if running := self.running():
@@ -125,16 +132,17 @@ class EmbeddedServer:
             )
         self.clean_up()
         _check_repository(repository)
+        _check_config(repository, config)
         _check_ports(ports)
         found = installation.find()
         _make_folder(index_dir, "index-dir")
         installation.lay_out_backends(found, self._dir / "backends")
         prefix = f"tritonrag_{secrets.token_hex(4)}_"
-        process = self._spawn(found, repository, index_dir, ports, prefix, bound_to_parent)
+        process = self._spawn(found, repository, index_dir, ports, config, prefix, bound_to_parent)
         self._child = process
         started = Running(
             process.pid, psutil.Process(process.pid).create_time(), prefix, ports,
-            str(repository.resolve()), str(index_dir.resolve()),
+            str(repository.resolve()), str(index_dir.resolve()), config,
         )  # fmt: skip
         self._state.write_text(json.dumps(asdict(started), indent=2), encoding="utf-8")
         try:
@@ -203,11 +211,12 @@ class EmbeddedServer:
 
     def _spawn(
         self, found: installation.Installation, repository: Path, index_dir: Path, ports: Ports,
-        prefix: str, bound_to_parent: bool,
+        config: str, prefix: str, bound_to_parent: bool,
     ) -> subprocess.Popen[bytes]:  # fmt: skip
         command = [
             str(found.binary),
             f"--model-repository={repository.resolve()}",
+            *_variant_options(repository, config),
             f"--backend-directory={self._dir / 'backends'}",
             f"--backend-config=python,shm-region-prefix-name={prefix}",
             "--disable-auto-complete-config",
@@ -263,6 +272,25 @@ def _check_repository(repository: Path) -> None:
         raise SetupError(
             f"{repository}: no model repository (no */config.pbtxt); name one with --repository"
         )
+
+
+def _check_config(repository: Path, config: str) -> None:
+    known = sorted({file.stem for file in repository.glob("*/configs/*.pbtxt")})
+    if config and config not in known:
+        raise SetupError(
+            f"--config {config}: no model has a configs/{config}.pbtxt; "
+            f"{'choose of: ' + ', '.join(known) if known else 'there are no variants here'}"
+        )
+    if config == RERANK:
+        RerankerManifest.load(variant_repository(repository, RERANK))
+
+
+def _variant_options(repository: Path, config: str) -> list[str]:
+    if not config:
+        return []
+    more = variant_repository(repository, config).resolve()
+    repositories = [f"--model-repository={more}"] if more.is_dir() else []
+    return [*repositories, f"--model-config-name={config}"]
 
 
 def _make_folder(folder: Path, option: str) -> None:
