@@ -24,24 +24,19 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
-import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import perf_analyzer
-import psutil
-from handbook_server import REPOSITORY, ROOT, ModelCounts, Served, end_on_sigterm, say, served
+from handbook_server import REPOSITORY, ModelCounts, Served, end_on_sigterm, say, served
 from in_process import BareEngine, Search
 from perf_analyzer import Load, Measured, RunFailed
+from provenance import provenance, stem
 
 from tritonrag.artifacts import EmbedderManifest, LlmManifest
 from tritonrag.errors import TritonragError
@@ -380,14 +375,9 @@ def _spread(values: Sequence[float], digits: int = 1) -> str:
 def _record(
     options: argparse.Namespace, plan: Plan, rounds: Sequence[Round], summary: dict[str, Any]
 ) -> dict[str, Any]:
-    return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": ["perf/bench.py", *sys.argv[1:]],
-        "commit": _git("rev-parse", "HEAD"),
-        "changed_since_commit": bool(_git("status", "--porcelain", "--untracked-files=no")),
-        "machine": _machine(),
-        "versions": {"python": platform.python_version(), "perf_analyzer": perf_analyzer.VERSION}
-        | {name: version(name) for name in PACKAGES},
+    found = provenance("perf/bench.py", PACKAGES)
+    found["versions"]["perf_analyzer"] = perf_analyzer.VERSION
+    return found | {
         "embedder": dataclasses.asdict(EmbedderManifest.load(options.repository)),
         "llm": _llm(options.repository),
         "plan": dataclasses.asdict(plan),
@@ -403,36 +393,12 @@ def _llm(repository: Path) -> dict[str, Any]:
     return dataclasses.asdict(LlmManifest.load(repository))
 
 
-def _machine() -> dict[str, Any]:
-    return {
-        "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
-        "system": f"{platform.system()} {platform.release()}",
-        "load_average": os.getloadavg(),
-    }
-
-
-def _processor() -> str:
-    with open("/proc/cpuinfo", encoding="utf-8") as lines:
-        named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-        return next(named, platform.processor())
-
-
-def _git(*arguments: str) -> str:
-    ended = subprocess.run(
-        ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=False
-    )
-    return ended.stdout.strip() if ended.returncode == 0 else ""
-
-
 def _write(folder: Path, record: dict[str, Any], table: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    when = datetime.fromisoformat(record["date"]).strftime("%Y-%m-%dT%H%M%S")
-    stem = f"{when}-{record['commit'][:8] or 'no-commit'}"
-    (folder / f"{stem}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    (folder / f"{stem}.md").write_text(table + "\n", encoding="utf-8")
-    say(f"written: {folder / stem}.json and .md")
+    name = stem(record)
+    (folder / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    (folder / f"{name}.md").write_text(table + "\n", encoding="utf-8")
+    say(f"written: {folder / name}.json and .md")
 
 
 def _texts(questions: Path) -> list[str]:
