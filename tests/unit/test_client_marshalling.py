@@ -7,7 +7,7 @@ import pytest
 
 from tritonrag.client import Answer, Citation, Usage
 from tritonrag.client.marshalling import Progress, call, cancel_call, embed_calls, search_result
-from tritonrag.client.wire import states, to_fields, to_json
+from tritonrag.client.wire import to_fields, to_json, versions
 from tritonrag.errors import InternalError, InvalidRequest
 
 
@@ -54,7 +54,8 @@ def test_every_call_has_its_own_id() -> None:
 
 
 def test_a_cancel_carries_the_id_of_what_it_stops() -> None:
-    assert to_fields(cancel_call("abc")) == {"id": "abc", "prompt": "", "cancel": True}
+    assert cancel_call("abc", 2).version == 2
+    assert to_fields(cancel_call("abc", 2)) == {"id": "abc", "prompt": "", "cancel": True}
 
 
 def test_embedding_one_string_by_mistake_is_refused() -> None:
@@ -104,6 +105,5 @@ def test_cited_are_those_whose_mark_stands_in_the_text() -> None:
     assert [citation.mark for citation in answer.cited] == [2, 12]
 
 
-def test_a_model_with_a_ready_version_is_ready() -> None:
-    versions = [("m", "READY", ""), ("m", "UNAVAILABLE", "unloaded"), ("n", "LOADING", "")]
-    assert states(versions) == {"m": "READY", "n": "LOADING"}
+def test_versions_are_grouped_by_model() -> None:
+    assert versions([("m", "10"), ("n", "1"), ("m", "9")]) == {"m": [9, 10], "n": [1]}

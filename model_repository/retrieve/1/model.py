@@ -26,7 +26,8 @@ from tritonrag.settings import IndexSettings, ModelArgs
 
 class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
-        embedder = EmbedderManifest.load(ModelArgs.parse(args).repository)
+        parsed = ModelArgs.parse(args)
+        embedder = EmbedderManifest.load(parsed.repository, parsed.version)
         directory = IndexSettings.from_environment().directory
         self._retriever = Retriever(directory, embedder, log_info)
 

@@ -16,16 +16,18 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import httpx
 import psutil
 from filelock import FileLock, Timeout
 
+from tritonrag import rollout
 from tritonrag.errors import SetupError, Unavailable
 from tritonrag.server import installation
 from tritonrag.server.log import cause
+from tritonrag.settings import ADMIN_HEADER
 
 HOST = "127.0.0.1"
 HTTP_PORT, GRPC_PORT, METRICS_PORT = 8000, 8001, 8002
@@ -47,7 +49,10 @@ class Ports:
 
 @dataclass(frozen=True)
 class Running:
-    """A server that was started: its process, where it listens and what it serves."""
+    """A server that was started: its process, where it listens and what it serves.
+
+    ``key`` is what it wants of whoever loads models.
+    """
 
     pid: int
     started: float
@@ -55,6 +60,7 @@ class Running:
     ports: Ports
     repository: str
     index_dir: str
+    key: str = field(default="", repr=False)
 
     @property
     def alive(self) -> bool:
@@ -125,18 +131,20 @@ class EmbeddedServer:
             )
         self.clean_up()
         _check_repository(repository)
+        rollout.write(repository)
         _check_ports(ports)
         found = installation.find()
         _make_folder(index_dir, "index-dir")
         installation.lay_out_backends(found, self._dir / "backends")
         prefix = f"tritonrag_{secrets.token_hex(4)}_"
-        process = self._spawn(found, repository, index_dir, ports, prefix, bound_to_parent)
+        key = secrets.token_hex(16)
+        process = self._spawn(found, repository, index_dir, ports, prefix, key, bound_to_parent)
         self._child = process
         started = Running(
             process.pid, psutil.Process(process.pid).create_time(), prefix, ports,
-            str(repository.resolve()), str(index_dir.resolve()),
+            str(repository.resolve()), str(index_dir.resolve()), key,
         )  # fmt: skip
-        self._state.write_text(json.dumps(asdict(started), indent=2), encoding="utf-8")
+        self._save(started)
         try:
             self._await_ready(process, started, timeout_s, progress)
         except BaseException:
@@ -191,6 +199,11 @@ class EmbeddedServer:
         finally:
             lock.release()
 
+    def _save(self, running: Running) -> None:
+        self._state.unlink(missing_ok=True)
+        self._state.touch(mode=0o600)  # it holds the key
+        self._state.write_text(json.dumps(asdict(running), indent=2), encoding="utf-8")
+
     def _known(self) -> Running | None:
         try:
             values = json.loads(self._state.read_text(encoding="utf-8"))
@@ -203,7 +216,7 @@ class EmbeddedServer:
 
     def _spawn(
         self, found: installation.Installation, repository: Path, index_dir: Path, ports: Ports,
-        prefix: str, bound_to_parent: bool,
+        prefix: str, key: str, bound_to_parent: bool,
     ) -> subprocess.Popen[bytes]:  # fmt: skip
         command = [
             str(found.binary),
@@ -211,6 +224,10 @@ class EmbeddedServer:
             f"--backend-directory={self._dir / 'backends'}",
             f"--backend-config=python,shm-region-prefix-name={prefix}",
             "--disable-auto-complete-config",
+            "--model-control-mode=explicit", "--load-model=*",
+            f"--model-config-name={rollout.config_name()}",
+            f"--http-restricted-api=model-repository:{ADMIN_HEADER}={key}",
+            f"--grpc-restricted-protocol=model-repository:{ADMIN_HEADER}={key}",
             f"--exit-timeout-secs={EXIT_TIMEOUT_S}",
             f"--http-address={HOST}", f"--http-port={ports.http}",
             f"--grpc-address={HOST}", f"--grpc-port={ports.grpc}",
