@@ -127,6 +127,21 @@ class LlmManifest(Manifest):
         return _load(cls, repository, GENERATE, version)
 
 
+def any_manifest(repository: Path, kind: Kind, version: int) -> Manifest:
+    """Return what the manifests of all kinds have in common, of one version.
+
+    Raises:
+        SetupError: none is installed, or the file is not a manifest.
+    """
+    path = repository / kind.folder(version) / MANIFEST
+    values = read_json(path)
+    names = {each.name for each in dataclasses.fields(Manifest)}
+    try:
+        return Manifest(**{name: value for name, value in values.items() if name in names})
+    except (TypeError, AttributeError) as error:
+        raise SetupError(f"{path}: not a manifest ({error}); run {kind.program} again") from error
+
+
 def artifact_facts(folder: Path) -> dict[str, Any]:
     """Return a manifest's ``sha256``, ``bytes`` and ``files`` for the files now in ``folder``."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())

@@ -1,10 +1,10 @@
 """Which versions are served and which one the graph uses, written down for Triton.
 
-The handwritten ``config.pbtxt`` files name no version. Beside each one lies, where there is more
-than version 1, ``configs/live.pbtxt``: the same text with the versions of the ensembles' steps
-filled in and the list of the installed versions in the models. Triton reads it in place of
-``config.pbtxt`` when started with ``--model-config-name=live``. A handwritten variant
-``configs/NAME.pbtxt`` gets its own ``configs/NAME-live.pbtxt``.
+The handwritten ``config.pbtxt`` files name no version. Beside each one lies ``configs/live.pbtxt``:
+the same text with the versions of the ensembles' steps filled in and the list of the installed
+versions in the models. Triton reads it in place of ``config.pbtxt`` when started with
+``--model-config-name=live``. A handwritten variant ``configs/NAME.pbtxt`` gets its own
+``configs/NAME-live.pbtxt``.
 
 Knows no running server: ``tritonrag.client.administration`` makes one read these files again.
 """
@@ -109,7 +109,7 @@ def write(repository: Path) -> None:
     Raises:
         SetupError: one cannot be written, or a step of an ensemble cannot be pinned.
     """
-    wanted = dict(_pinned_files(repository)) if _needs_pins(repository) else {}
+    wanted = dict(_pinned_files(repository))
     stale = {path for path in repository.glob(f"*/configs/*{SUFFIX}.pbtxt") if _is_pinned(path)}
     with _writable(repository):
         for path, text in wanted.items():
@@ -118,6 +118,22 @@ def write(repository: Path) -> None:
                 _replace(path, text)
         for path in stale - wanted.keys():
             path.unlink()
+
+
+def refresh(repository: Path) -> None:
+    """As :func:`write`, before a start: a repository that nobody may write stays as it is.
+
+    What no export has written into has version 1 alone, and Triton then takes that.
+
+    Raises:
+        SetupError: as :func:`write`, where there is more than version 1.
+    """
+    several = any(
+        versions.installed(repository, kind) not in ([], [FIRST])
+        for kind in versions.kinds(repository)
+    )
+    if several or all(os.access(path.parent, os.W_OK) for path in _configs(repository)):
+        write(repository)
 
 
 def wanted_steps(repository: Path) -> dict[str, int]:
@@ -161,12 +177,8 @@ def _head(name: str) -> str:
     return f"# Written by `tritonrag models` from {name}: change that file, not this one.\n"
 
 
-def _needs_pins(repository: Path) -> bool:
-    return any(
-        (repository / kind.name / LIVE).is_file()
-        or versions.installed(repository, kind) not in ([], [FIRST])
-        for kind in versions.kinds(repository)
-    )
+def _configs(repository: Path) -> list[Path]:
+    return sorted(repository.glob("*/config.pbtxt"))
 
 
 def _pinned_files(repository: Path) -> Iterator[tuple[Path, str]]:
@@ -177,7 +189,7 @@ def _pinned_files(repository: Path) -> Iterator[tuple[Path, str]]:
         for kind in versions.kinds(repository)
         for model in kind.models
     }
-    for config in sorted(repository.glob("*/config.pbtxt")):
+    for config in _configs(repository):
         model = config.parent
         for variant in ("", *_variants(repository)):
             own = model / "configs" / f"{variant}.pbtxt"

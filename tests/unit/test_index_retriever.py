@@ -189,9 +189,7 @@ def test_a_damaged_snapshot_is_refused_once(
     assert retriever.refusals == {}
 
 
-def test_a_snapshot_of_another_embedder_is_refused(
-    tmp_path: Path, docs: Path, log: Log
-) -> None:
+def test_a_snapshot_of_another_embedder_is_refused(tmp_path: Path, docs: Path, log: Log) -> None:
     index = tmp_path / "other"
     add(index, docs, HashEmbedder(), sha256="cd" * 32)
     with Retriever(index, manifest(), log.append) as retriever:

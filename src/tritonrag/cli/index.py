@@ -82,7 +82,7 @@ def add(
     With --embedder-version of a version that is not live, the collection's documents are embedded
     for that version too, and what is served now stays as it is.
     """
-    _needs_serve_extra()
+    needs_serve_extra()
     from tritonrag.chunking import Chunker, ChunkSettings
     from tritonrag.cli.progress import indexing_progress
     from tritonrag.documents import find_files
@@ -116,7 +116,7 @@ def list_collections(
     index_dir: IndexDir = INDEX, repository: Repository = REPOSITORY, as_json: AsJson = False
 ) -> None:
     """List the collections."""
-    _needs_serve_extra()
+    needs_serve_extra()
     from tritonrag.index.catalogue import describe_all
 
     found = describe_all(index_dir, _installed(repository))
@@ -139,7 +139,7 @@ def stats(
 
     Says so where the server refuses a snapshot, damaged or of another embedder, and exits with 1.
     """
-    _needs_serve_extra()
+    needs_serve_extra()
     from tritonrag.index.catalogue import describe, describe_all
 
     embedder = _installed(repository)
@@ -166,7 +166,7 @@ def rollback(
     as_json: AsJson = False,
 ) -> None:
     """Make an earlier snapshot live again; a running server follows within a second."""
-    _needs_serve_extra()
+    needs_serve_extra()
     from tritonrag.cli.progress import WAITING
     from tritonrag.index import store
     from tritonrag.index.catalogue import describe
@@ -184,7 +184,12 @@ def rollback(
             _stderr().print(Text(f"the server refuses it: {info.refusal}", style="yellow"))
 
 
-def _needs_serve_extra() -> None:
+def needs_serve_extra() -> None:
+    """Raise where the index cannot be read or written.
+
+    Raises:
+        SetupError: what it takes is not installed.
+    """
     if find_spec("faiss") is None or find_spec("tokenizers") is None:
         raise SetupError(
             "`tritonrag index` needs the serve extra; install it with "

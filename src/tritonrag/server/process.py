@@ -131,7 +131,7 @@ class EmbeddedServer:
             )
         self.clean_up()
         _check_repository(repository)
-        rollout.write(repository)
+        rollout.refresh(repository)
         _check_ports(ports)
         found = installation.find()
         _make_folder(index_dir, "index-dir")
