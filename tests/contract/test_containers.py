@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.metadata
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -21,7 +22,9 @@ from packaging.utils import canonicalize_name
 from pathspec import PathSpec
 from typer.testing import CliRunner
 
+from tritonrag.rollout import config_name
 from tritonrag.server.process import GRPC_PORT, HTTP_PORT, METRICS_PORT
+from tritonrag.settings import ADMIN_HEADER
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = ROOT / "docker-compose.yml"
@@ -172,7 +175,26 @@ def test_commands_are_those_of_the_command_line(
 ) -> None:
     parse(last_command(dockerfile, "HEALTHCHECK"))
     parse([*services["index"]["entrypoint"], *services["index"]["command"]])
+    parse([*services["models"]["entrypoint"], *services["models"]["command"]])
     assert services["index"]["command"][-1] in mounts(services["index"])
+
+
+def test_models_are_loaded_for_a_key_alone(dockerfile: DockerfileParser) -> None:
+    """Whoever may load models may run code; the server itself gets the key from the environment."""
+    shell, flag, script, *command = last_command(dockerfile, "CMD")
+    printed = [shell, flag, script, command[0], "printf", "%s\\n"]
+    for environment, key in (({"TRITONRAG_ADMIN_KEY": "k"}, "k"), ({}, "[0-9a-f]{32}")):
+        done = subprocess.run(
+            printed, env=environment | {"PATH": os.environ["PATH"]},
+            capture_output=True, text=True, check=True, timeout=10,
+        )  # fmt: skip
+        http, grpc = done.stdout.splitlines()
+        assert re.fullmatch(f"--http-restricted-api=model-repository:{ADMIN_HEADER}={key}", http)
+        assert re.fullmatch(
+            f"--grpc-restricted-protocol=model-repository:{ADMIN_HEADER}={key}", grpc
+        )
+    assert {"--model-control-mode=explicit", "--load-model=*"} < set(command)
+    assert f"--model-config-name={config_name()}" in command
 
 
 def test_health_checks_send_a_real_request(
@@ -231,7 +253,8 @@ def test_paths_inside_agree(
     for service in services.values():
         assert mounts(service)[repository] == "./model_repository"
         assert mounts(service)[index] == "index"
-        assert f"./model_repository:{repository}:ro" in service["volumes"]
+        if service is not services["models"]:  # the one that writes which version is live
+            assert f"./model_repository:{repository}:ro" in service["volumes"]
         for source in mounts(service).values():
             assert source == "index" or (ROOT / source).is_dir()
 

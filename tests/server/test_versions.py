@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
-from servers import REPOSITORY, Served, serve, tritonrag
+from servers import REPOSITORY, Served, serve
 from tiny_artifacts import install_embedder
+from typer.testing import CliRunner
 
 from tritonrag import rollout, versions
 from tritonrag.cli import app
@@ -20,7 +22,7 @@ from tritonrag.client import Client
 from tritonrag.client.administration import Administration
 from tritonrag.errors import RequestError, SetupError, TritonragError
 from tritonrag.server.process import EmbeddedServer, free_ports
-from tritonrag.versions import EMBED
+from tritonrag.versions import EMBED, GENERATE
 
 QUESTION = "how many days of leave"
 SEARCHERS = 6
@@ -215,3 +217,25 @@ def test_models_are_loaded_for_the_key_alone(search: Served) -> None:
             answer = http.post(f"{search.http}/v2/repository/{order}", json={})
             assert "restricted" in answer.text
     assert (search.server.log.parent / "server.json").stat().st_mode & 0o077 == 0
+
+
+def test_an_answer_of_the_pinned_llm_can_be_cancelled_beside_a_higher_version(
+    endless: Served, tmp_path: Path
+) -> None:
+    """Requests without a version go to the highest one, those of the graph to the live one."""
+    models = Path(shutil.copytree(endless.running.repository, tmp_path / "models"))
+    shutil.copytree(models / "generate/1/llm", models / "generate/2/llm")
+    rollout.add_version(models, GENERATE, 2)
+    shutil.copytree(endless.index_dir, tmp_path / "index")
+    for each in serve(tmp_path, models):
+        with Client(each.grpc, timeout=60) as client, Administration(each.grpc) as server:
+            assert client.health().versions["generate"] == [1, 2]
+            for live in (1, 2):
+                run(each, "models", "promote", "generate", str(live))
+                assert server.steps("rag")["generate"] == server.steps("rag")["prompt"] == live
+                with client.ask("How many days of leave?", max_tokens=4000) as stream:
+                    next(iter(stream))
+                    stream.cancel()
+                    assert stream.read().finish_reason == "cancelled"
+                with client.generate("and", version=live, max_tokens=3) as stream:
+                    assert stream.read().finish_reason == "length"
