@@ -25,8 +25,9 @@ from tritonrag.errors import InvalidRequest, SetupError
 from tritonrag.versions import FIRST, LIVE, MANIFEST, Kind, Live
 
 SUFFIX = "live"
-_STEP = re.compile(r'(?m)^(?!\s*#)(.*?model_name:\s*"(\w+)")(\s+model_version:\s*)(-?\d+)')
-_NAMED = re.compile(r'(?m)^(?!\s*#).*?model_name:\s*"(\w+)"')
+_STEP = re.compile(r'#[^\n]*|(model_name:\s*"(\w+)"\s+model_version:\s*)-?\d+')
+_NAMED = re.compile(r'#[^\n]*|model_name:\s*"(\w+)"')
+"""Both skip comments, in which their groups stay empty."""
 
 
 def config_name(variant: str = "") -> str:
@@ -160,14 +161,14 @@ def pinned(text: str, steps: Mapping[str, int], served: list[int], name: str) ->
         SetupError: a step has no ``model_version`` right after its ``model_name``.
     """
     named = [model for model in _NAMED.findall(text) if model in steps]
-    found = [match[2] for match in _STEP.finditer(text) if match[2] in steps]
+    found = [model for _, model in _STEP.findall(text) if model in steps]
     if sorted(named) != sorted(found):
         missing = sorted(set(named) - set(found)) or named
         raise SetupError(
             f"{name}: the step of {missing[0]} has no model_version after its model_name; "
             "add `model_version: -1`"
         )
-    body = _STEP.sub(lambda m: f"{m[1]}{m[3]}{steps.get(m[2], m[4])}", text)
+    body = _STEP.sub(lambda m: f"{m[1]}{steps[m[2]]}" if m[2] in steps else m[0], text)
     if served and not re.search(r"(?m)^\s*version_policy\b", text):
         body += f"\nversion_policy {{ specific {{ versions: {served} }} }}\n"
     return f"{_head(name)}{body}"
