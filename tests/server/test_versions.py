@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import threading
-import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -27,6 +27,8 @@ from tritonrag.versions import EMBED, GENERATE
 QUESTION = "how many days of leave"
 SEARCHERS = 6
 ROUNDS = 10
+Found = tuple[tuple[str, float], ...]
+"""The id and score of each passage: the scores differ between versions."""
 
 
 def copied(root: Path, *models: str) -> Path:
@@ -91,7 +93,7 @@ def install_second(served: Served) -> None:
         "--chunk-overlap", "0")  # fmt: skip
 
 
-def found(client: Client) -> tuple[tuple[str, float], ...]:
+def found(client: Client) -> Found:
     return tuple((each.id, round(each.score, 4)) for each in client.search(QUESTION, top_k=2))
 
 
@@ -115,19 +117,15 @@ def test_a_new_version_serves_beside_the_live_one(search: Served) -> None:
     assert steps(search) == {1}
 
 
-def test_promotions_under_load_fail_no_request_and_mix_no_versions(search: Served) -> None:
-    with Client(search.grpc) as client:
-        first = found(client)
-        install_second(search)
-        run(search, "models", "promote", "embed", "2")
-        second = found(client)
-    assert first != second
-    answers: list[tuple[tuple[str, float], ...]] = []
+@contextmanager
+def under_load(served: Served) -> Iterator[list[Found]]:
+    """Search without a pause from several clients; yield the answers. No request may fail."""
+    answers: list[Found] = []
     failures: list[BaseException] = []
     stop = threading.Event()
 
     def ask() -> None:
-        with Client(search.grpc) as client:
+        with Client(served.grpc) as client:
             while not stop.is_set():
                 try:
                     answers.append(found(client))
@@ -138,15 +136,29 @@ def test_promotions_under_load_fail_no_request_and_mix_no_versions(search: Serve
     for thread in threads:
         thread.start()
     try:
-        for round_ in range(ROUNDS):
-            run(search, "models", *(["rollback", "embed"] if round_ % 2 == 0
-                                    else ["promote", "embed", "2"]))  # fmt: skip
-            time.sleep(0.2)
+        yield answers
     finally:
         stop.set()
         for thread in threads:
             thread.join()
     assert failures == []
+
+
+def test_promotions_under_load_fail_no_request_and_mix_no_versions(search: Served) -> None:
+    with Client(search.grpc) as client:
+        first = found(client)
+        with under_load(search) as answers:
+            install_second(search)
+            assert set(answers) == {first}
+            run(search, "models", "promote", "embed", "2")
+            second = found(client)
+            for _ in range(ROUNDS // 2):
+                run(search, "models", "rollback", "embed")
+                assert found(client) == first
+                run(search, "models", "promote", "embed", "2")
+                assert found(client) == second
+            run(search, "models", "remove", "embed", "1")
+    assert first != second
     assert set(answers) == {first, second}
     assert steps(search) == steps(search, "embed_text") == {2}
 
