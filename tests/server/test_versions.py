@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from tritonrag import rollout, versions
 from tritonrag.cli import app
-from tritonrag.client import Client
+from tritonrag.client import AsyncClient, Client
 from tritonrag.client.administration import Administration
 from tritonrag.errors import RequestError, SetupError, TritonragError
 from tritonrag.server.process import EmbeddedServer, free_ports
@@ -102,7 +102,7 @@ def steps(served: Served, ensemble: str = "search") -> set[int]:
         return set(server.steps(ensemble).values())
 
 
-def test_a_new_version_serves_beside_the_live_one(search: Served) -> None:
+async def test_a_new_version_serves_beside_the_live_one(search: Served) -> None:
     with Client(search.grpc) as client:
         before = found(client)
         install_second(search)
@@ -113,6 +113,8 @@ def test_a_new_version_serves_beside_the_live_one(search: Served) -> None:
         assert client.health().versions["embed"] == [1, 2]
     with Client(search.http, "http") as client:
         assert np.allclose(client.embed([QUESTION], "query", version=2), second)
+    async with AsyncClient(search.grpc) as client:
+        assert np.array_equal(await client.embed([QUESTION], "query", version=2), second)
     assert (repository(search) / "tokenize/2/model.py").is_symlink()
     assert steps(search) == {1}
 

@@ -87,6 +87,8 @@ def test_a_version_that_is_not_live_gets_an_index_of_its_own(place: Path) -> Non
     assert "nothing changed" in add("--embedder-version", "2").stdout
     with pytest.raises(InvalidRequest, match="PATHS: name the files or folders"):
         add("--embedder-version", "1", code=1)
+    with pytest.raises(NotFound, match="no collection is called 'typo'; there are default"):
+        add("--embedder-version", "2", "--collection", "typo", code=1)
     with pytest.raises(SetupError, match="embed/3: no model is installed"):
         add("--embedder-version", "3", code=1)
 

@@ -83,6 +83,18 @@ def test_what_is_up_to_date_is_not_touched(repository: Path) -> None:
     assert (path.stat().st_mtime_ns, path.stat().st_ino) == before
 
 
+def test_a_start_needs_no_right_to_write(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = repository / "embed/configs/live.pbtxt"
+    path.unlink()
+    monkeypatch.setattr(rollout.os, "access", lambda *_: False)
+    rollout.refresh(repository)
+    assert not path.exists()
+    install(repository, EMBED, 2)
+    path.unlink()
+    rollout.refresh(repository)  # -1 would mean version 2
+    assert path.exists()
+
+
 def test_a_policy_by_hand_is_kept() -> None:
     text = 'name: "embed"\nversion_policy { all {} }\n'
     assert rollout.pinned(text, {}, [1, 2], "config.pbtxt").endswith(text)

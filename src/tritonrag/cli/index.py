@@ -86,6 +86,7 @@ def add(
     from tritonrag.chunking import Chunker, ChunkSettings
     from tritonrag.cli.progress import indexing_progress
     from tritonrag.documents import find_files
+    from tritonrag.index import layout
     from tritonrag.index.adding import Added, Adder
 
     started = time.perf_counter()
@@ -93,6 +94,9 @@ def add(
     version = embedder_version or live
     if not paths and version == live:
         raise InvalidRequest("PATHS: name the files or folders to index")
+    known = layout.collections(index_dir)
+    if not paths and collection not in known:
+        raise layout.unknown_collection(collection, known)
     manifest = EmbedderManifest.load(repository, version)
     chunker = Chunker.of(repository, ChunkSettings(chunk_tokens, chunk_overlap), version)
     files, failures = find_files(paths or [])
