@@ -207,6 +207,24 @@ def test_without_an_index_of_its_own_an_embedder_is_refused(search: Served, tmp_
     assert "collection default has newer documents than the index of version 2" in behind
 
 
+def test_a_version_that_does_not_load_changes_nothing(search: Served) -> None:
+    with Client(search.grpc) as client:
+        before = found(client)
+        install_embedder(repository(search), 2)
+        (repository(search) / "embed/2/model.onnx").write_bytes(b"no model")
+        rollout.add_version(repository(search), EMBED, 2)
+        with under_load(search) as answers:
+            refusal = run(search, "models", "load", "embed", "2", code=1)
+        assert "load failed for model 'embed': version 2" in refusal
+        assert "\n" not in refusal
+        assert set(answers) == {before}
+        assert client.health().versions["embed"] == [1]
+        assert steps(search) == {1}
+        run(search, "models", "remove", "embed", "2")
+        assert client.health().versions["tokenize"] == [1]
+        assert found(client) == before
+
+
 def test_a_version_is_removed_but_not_the_live_one(search: Served) -> None:
     install_second(search)
     assert "is the live one" in run(search, "models", "remove", "embed", "1", code=2)

@@ -137,4 +137,7 @@ def _explained(error: TritonragError, url: str) -> TritonragError:
             f"the server at {url} does not load models while it runs; start it with "
             "--model-control-mode=explicit --load-model=*"
         )
+    if "load failed" in text:
+        cause = " ".join(text.partition("\n\nAt:")[0].split())  # a Python traceback follows
+        return SetupError(f"{cause}; what was loaded before stays, the server's log has more")
     return error
