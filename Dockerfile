@@ -52,4 +52,12 @@ HEALTHCHECK --interval=30s --timeout=10s --start-period=180s --retries=3 \
     CMD ["tritonrag", "status", "--probe"]
 
 # On SIGTERM answers that are being streamed have 30 s to end; docker-compose.yml waits longer.
-CMD ["tritonserver", "--model-repository=/models", "--exit-timeout-secs=30"]
+# configs/live.pbtxt beside a config.pbtxt names the versions in use (`tritonrag models`). Models are
+# loaded while the server runs only for its key, since they may run code; without one in the
+# environment it is a random key that nobody knows.
+CMD ["sh", "-c", "key=model-repository:tritonrag-key=${TRITONRAG_ADMIN_KEY:-$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')}; exec \"$@\" \"--http-restricted-api=$key\" \"--grpc-restricted-protocol=$key\"", "sh", \
+    "tritonserver", "--model-repository=/models", "--exit-timeout-secs=30", \
+    "--model-control-mode=explicit", "--model-config-name=live", \
+    "--load-model=tokenize", "--load-model=embed", "--load-model=retrieve", \
+    "--load-model=prompt", "--load-model=generate", \
+    "--load-model=embed_text", "--load-model=search", "--load-model=rag"]

@@ -7,8 +7,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 TORCH_INDEX ?=
 ONCE ?=
 
-EMBEDDER := model_repository/embed/1/manifest.json
-LLM := model_repository/generate/1/llm/manifest.json
+# Any installed version will do; where there is none, version 1 is made.
+EMBEDDER := $(or $(firstword $(wildcard model_repository/embed/*/manifest.json)),model_repository/embed/1/manifest.json)
+LLM := $(or $(firstword $(wildcard model_repository/generate/*/llm/manifest.json)),model_repository/generate/1/llm/manifest.json)
 
 .PHONY: help install models run test lint types unit docs lock bench clean
 .DEFAULT_GOAL := help
@@ -54,8 +55,10 @@ lock: $(VENV)/.dev ## refresh constraints.txt and the GPU image's lock
 
 clean: ## remove the environment, the exported models, the index and the server's state
 	@-$(BIN)/tritonrag down 2>/dev/null
-	rm -rf $(VENV) .tritonrag index model_repository/embed/1 model_repository/generate/1/llm \
-	  model_repository_rerank/rerank/1/cross_encoder
+	rm -rf $(VENV) .tritonrag index model_repository/embed/1 model_repository/generate/1/llm
+	rm -rf model_repository/rerank/1/cross_encoder
+	rm -rf model_repository/*/[2-9] model_repository/*/[1-9][0-9]* model_repository/*/live.json
+	rm -f model_repository/*/configs/*live.pbtxt
 
 $(VENV)/.run: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 12) else \

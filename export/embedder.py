@@ -4,11 +4,12 @@
     python export/embedder.py --model BAAI/bge-small-en-v1.5 --precision int8
     python export/embedder.py --model intfloat/e5-large-v2 --precision fp16 --dry-run
 
-Writes ``<repository>/embed/1/``: ``model.onnx`` (token ids in, pooled embedding out),
-``tokenizer.json`` without truncation and padding (the server decides both) and ``manifest.json``.
-Pooling, normalisation, longest input and prefixes come from the model's sentence-transformers
-files; flags override them. The result is compared with the original in PyTorch in fp32, text by
-text and by what it retrieves, and a model that is not close enough is not installed.
+Writes ``<repository>/embed/1/``, or the version that ``--as-version`` names: ``model.onnx`` (token
+ids in, pooled embedding out), ``tokenizer.json`` without truncation and padding (the server decides
+both) and ``manifest.json``. Pooling, normalisation, longest input and prefixes come from the
+model's sentence-transformers files; flags override them. The result is compared with the original
+in PyTorch in fp32, text by text and by what it retrieves, and a model that is not close enough is
+not installed.
 
 fp32 is the default: the embedding is then the original's to six decimals, whatever the CPU. int8
 is faster on a CPU and a quarter to two thirds of the size but moves each embedding a little; how
@@ -35,29 +36,30 @@ from typing import Any
 import numpy as np
 
 from tritonrag.artifacts import (
-    EMBEDDER_DIR,
     EmbedderManifest,
     artifact_facts,
     folder_size,
     installed_versions,
     read_json,
-    staged,
 )
 from tritonrag.contract import ROLES
 from tritonrag.errors import SetupError
 from tritonrag.exporting import (
     Plan,
     common_options,
+    installing,
     judged,
     max_tokens_of,
     quieten,
     run,
     size,
     source_of,
+    version_of,
     write_tokenizer,
 )
 from tritonrag.sources import Source
 from tritonrag.tokenizing import PAD_MULTIPLE
+from tritonrag.versions import EMBED
 
 try:
     import onnxruntime
@@ -207,7 +209,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not options.model:
             options.model, options.name = str(wheel_folder()), options.name or WHEEL_MODEL
         if options.dry_run:
-            Plan.of(options, options.repository / EMBEDDER_DIR).show()
+            Plan.of(options, options.repository / EMBED.folder(version_of(options, EMBED))).show()
         else:
             export(options)
 
@@ -262,6 +264,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def export(options: argparse.Namespace) -> None:
     started = time.perf_counter()
     check_flags(options)
+    version = version_of(options, EMBED)
     encoder = describe(options)
     print(
         f"{encoder.name}: {encoder.pooling} pooling, {encoder.max_tokens} tokens, "
@@ -269,8 +272,8 @@ def export(options: argparse.Namespace) -> None:
     )
     original, tokenizer = load(encoder)
     retrieval = retrieval_set(options.retrieval)
-    target = options.repository / EMBEDDER_DIR
-    with staged(target) as folder:
+    target = options.repository / EMBED.folder(version)
+    with installing(options.repository, EMBED, version) as folder:
         write_tokenizer(tokenizer, folder)
         print(f"exporting to ONNX, {options.precision} …", flush=True)
         fused = write_model(original, encoder, options, folder)

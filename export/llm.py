@@ -3,10 +3,10 @@
     python export/llm.py                                        the demo LLM of this repository
     python export/llm.py --model meta-llama/Llama-3.2-1B-Instruct --precision int4
 
-Writes ``<repository>/generate/1/llm/``: what the GenAI builder makes (``genai_config.json``,
-``model.onnx`` with its weights, the tokenizer) and ``manifest.json`` with the chat template. The
-result is compared with the original in PyTorch, and a model that is not close enough is not
-installed.
+Writes ``<repository>/generate/1/llm/``, or the version that ``--as-version`` names: what the GenAI
+builder makes (``genai_config.json``, ``model.onnx`` with its weights, the tokenizer) and
+``manifest.json`` with the chat template. The result is compared with the original in PyTorch, and a
+model that is not close enough is not installed.
 """
 
 from __future__ import annotations
@@ -25,13 +25,11 @@ import numpy as np
 
 from tritonrag import prompting, quoting
 from tritonrag.artifacts import (
-    LLM_DIR,
     LlmManifest,
     artifact_facts,
     folder_size,
     installed_versions,
     read_json,
-    staged,
 )
 from tritonrag.contract import GROUNDINGS
 from tritonrag.errors import SetupError
@@ -39,12 +37,15 @@ from tritonrag.exporting import (
     Plan,
     common_options,
     first_line,
+    installing,
     judged,
     quieten,
     run,
     size,
     source_of,
+    version_of,
 )
+from tritonrag.versions import GENERATE
 
 try:
     import onnxruntime_genai as genai
@@ -138,11 +139,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def plan(options: argparse.Namespace) -> None:
     """Print what an export would do."""
-    Plan.of(options, options.repository / LLM_DIR).show()
+    Plan.of(options, options.repository / GENERATE.folder(version_of(options, GENERATE))).show()
 
 
 def export(options: argparse.Namespace) -> None:
     started = time.perf_counter()
+    version = version_of(options, GENERATE)
     found = source_of(options)
     source = found.folder
     config = check_config(source)
@@ -157,8 +159,8 @@ def export(options: argparse.Namespace) -> None:
     millions = model.num_parameters() / 1e6
     print(f"{name}: {millions:.1f} M parameters, grounding {grounding}")
 
-    target = options.repository / LLM_DIR
-    with staged(target) as folder:
+    target = options.repository / GENERATE.folder(version)
+    with installing(options.repository, GENERATE, version) as folder:
         print(f"building for ONNX Runtime GenAI, {options.precision} …", flush=True)
         build(source, folder, options.precision)
         print("comparing with the original …", flush=True)

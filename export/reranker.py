@@ -3,12 +3,13 @@
     python export/reranker.py --model BAAI/bge-reranker-base --precision int8
     python export/reranker.py --model cross-encoder/ms-marco-MiniLM-L6-v2
 
-Takes BERT-type sequence classifiers with one label. Writes, beside the model repository DIR,
-``DIR_rerank/rerank/1/cross_encoder/``: ``model.onnx`` (token ids of a question and a passage in,
-one logit out), ``tokenizer.json`` without truncation and padding (the server decides both) and
-``manifest.json``. Longest input and activation come from the model's sentence-transformers files;
-flags override them. The result is compared with the original in PyTorch, scores and order, and a
-model that is not close enough is not installed. `tritonrag up --config rerank` serves it.
+Takes BERT-type sequence classifiers with one label. Writes
+``<repository>/rerank/1/cross_encoder/``, or the version that ``--as-version`` names: ``model.onnx``
+(token ids of a question and a passage in, one logit out), ``tokenizer.json`` without truncation and
+padding (the server decides both) and ``manifest.json``. Longest input and activation come from the
+model's sentence-transformers files; flags override them. The result is compared with the original
+in PyTorch, scores and order, and a model that is not close enough is not installed.
+`tritonrag up --config rerank` serves it.
 
 fp32 is the default. int8 (weights by blocks, activations as they come) takes less space and time on
 a CPU but moves each score a little. fp16 is for GPUs: token ids and logits stay as they are, only
@@ -30,30 +31,29 @@ from typing import Any
 import numpy as np
 
 from tritonrag.artifacts import (
-    RERANKER_DIR,
     RerankerManifest,
     artifact_facts,
     folder_size,
     installed_versions,
     read_json,
-    staged,
-    variant_repository,
 )
-from tritonrag.contract import RERANK
 from tritonrag.errors import SetupError
 from tritonrag.exporting import (
     Plan,
     common_options,
+    installing,
     judged,
     max_tokens_of,
     quieten,
     run,
     size,
     source_of,
+    version_of,
     write_tokenizer,
 )
 from tritonrag.reranking import BatchLimits, Floats, Ids, PairTokenizer, Reranker, activated
 from tritonrag.sources import Source
+from tritonrag.versions import RERANK
 
 try:
     import onnxruntime
@@ -154,11 +154,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     disable_progress_bar()
 
     def work() -> None:
-        target = variant_repository(options.repository, RERANK) / RERANKER_DIR
+        version = version_of(options, RERANK)
         if options.dry_run:
-            Plan.of(options, target).show()
+            Plan.of(options, options.repository / RERANK.folder(version)).show()
         else:
-            export(options, target)
+            export(options, version)
 
     return run(work)
 
@@ -184,12 +184,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def export(options: argparse.Namespace, target: Path) -> None:
+def export(options: argparse.Namespace, version: int) -> None:
     started = time.perf_counter()
     encoder = describe(options)
     print(f"{encoder.name}: {encoder.activation} score, {encoder.max_tokens} tokens")
     original, tokenizer = load(encoder.source.folder)
-    with staged(target) as folder:
+    target = options.repository / RERANK.folder(version)
+    with installing(options.repository, RERANK, version) as folder:
         print(f"exporting to ONNX, {options.precision} …", flush=True)
         write_graph(original, options.precision, folder)
         write_tokenizer(tokenizer, folder)
@@ -213,7 +214,7 @@ def export(options: argparse.Namespace, target: Path) -> None:
         ).save(folder)
     seconds = time.perf_counter() - started
     print(f"wrote {target}: {size(folder_size(target))} in {seconds:.1f} s")
-    print(f"serve it with `tritonrag up --config {RERANK}`")
+    print(f"serve it with `tritonrag up --config {RERANK.name}`")
 
 
 def describe(options: argparse.Namespace) -> CrossEncoder:

@@ -30,7 +30,7 @@ from typing import Any
 import onnxruntime as ort
 from handbook_server import Served
 
-from tritonrag.artifacts import EMBEDDER_DIR, EmbedderManifest
+from tritonrag.artifacts import EmbedderManifest, embedder_dir
 from tritonrag.engines import load_engine, prompt_builder
 from tritonrag.errors import TritonragError
 from tritonrag.generation import Generation, Usage
@@ -38,6 +38,7 @@ from tritonrag.index import Query, Result, Retriever
 from tritonrag.prompting import parse_passages
 from tritonrag.settings import ModelArgs
 from tritonrag.tokenizing import TextTokenizer
+from tritonrag.versions import EMBED, GENERATE, live_version
 
 WARM_UP_S = 0.3
 
@@ -48,9 +49,10 @@ class Search:
     def __init__(self, served: Served, questions: Sequence[str]) -> None:
         """Load what the server has loaded."""
         config = served.config("embed")
-        self._tokenizer = TextTokenizer(served.repository)
+        version = live_version(served.repository, EMBED)
+        self._tokenizer = TextTokenizer(served.repository, version)
         self._session = ort.InferenceSession(
-            served.repository / EMBEDDER_DIR / "model.onnx",
+            served.repository / embedder_dir(version) / "model.onnx",
             _session_options(served, config),
             providers=["CPUExecutionProvider"],
         )
@@ -93,9 +95,10 @@ class BareEngine:
 
     def __init__(self, served: Served, search: Search, questions: Sequence[str]) -> None:
         """Load the LLM a second time and build a prompt for each question."""
-        args = ModelArgs("generate", served.repository, served.config("generate"))
+        version = live_version(served.repository, GENERATE)
+        args = ModelArgs("generate", served.repository, served.config("generate"), version)
         self._engine = load_engine(args)
-        builder = prompt_builder(served.repository)
+        builder = prompt_builder(served.repository, version)
         self._generations = []
         for question, found in zip(questions, search.answer(questions), strict=True):
             passages = parse_passages(passage.decode() for passage in found.passages)

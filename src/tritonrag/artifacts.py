@@ -3,12 +3,12 @@
     model_repository/embed/1/         model.onnx  tokenizer.json  manifest.json
     model_repository/generate/1/llm/  genai_config.json  model.onnx[.data]  tokenizer.json …
                                       manifest.json
-    model_repository_rerank/rerank/1/cross_encoder/
+    model_repository/rerank/1/cross_encoder/
                                       model.onnx  tokenizer.json  manifest.json
 
-``tokenize``, ``retrieve`` and ``prompt`` read their neighbours' manifests, so that a new embedder
-or LLM is one folder to replace and nothing to configure. ``staged`` replaces such a folder as a
-whole. This module knows neither torch nor transformers.
+``tokenize``, ``retrieve`` and ``prompt`` read their neighbours' manifests, each of its own version,
+so that a new embedder or LLM is one folder to replace and nothing to configure. ``staged`` replaces
+such a folder as a whole. This module knows neither torch nor transformers.
 """
 
 from __future__ import annotations
@@ -27,13 +27,30 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tritonrag.errors import SetupError
+from tritonrag.versions import EMBED, FIRST, GENERATE, MANIFEST, RERANK, Kind, live_version
 
-EMBEDDER_DIR = Path("embed/1")
-LLM_DIR = Path("generate/1/llm")
-RERANKER_DIR = Path("rerank/1/cross_encoder")
-MANIFEST = "manifest.json"
 PLAN = "model.plan"
 """A TensorRT plan, beside the ONNX file that it was built from."""
+
+
+def embedder_dir(version: int) -> Path:
+    """Return where a version of the embedder lies, below the model repository."""
+    return EMBED.folder(version)
+
+
+def llm_dir(version: int) -> Path:
+    """Return where a version of the LLM lies, below the model repository."""
+    return GENERATE.folder(version)
+
+
+def reranker_dir(version: int) -> Path:
+    """Return where a version of the reranker lies, below the model repository."""
+    return RERANK.folder(version)
+
+
+EMBEDDER_DIR = embedder_dir(FIRST)
+LLM_DIR = llm_dir(FIRST)
+RERANKER_DIR = reranker_dir(FIRST)
 
 _Read = TypeVar("_Read", bound="Manifest")
 
@@ -89,13 +106,13 @@ class EmbedderManifest(Manifest):
     prefixes: dict[str, str]
 
     @classmethod
-    def load(cls, repository: Path) -> EmbedderManifest:
-        """Read the manifest of the embedder installed in a model repository.
+    def load(cls, repository: Path, version: int | None = None) -> EmbedderManifest:
+        """Read the manifest of a version of the embedder, by default of the live one.
 
         Raises:
             SetupError: none is installed, or the file is not such a manifest.
         """
-        return _load(cls, repository / EMBEDDER_DIR, "`make models` (or export/embedder.py)")
+        return _load(cls, repository, EMBED, version)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,13 +129,13 @@ class LlmManifest(Manifest):
     pointers: int = 0
 
     @classmethod
-    def load(cls, repository: Path) -> LlmManifest:
-        """Read the manifest of the LLM installed in a model repository.
+    def load(cls, repository: Path, version: int | None = None) -> LlmManifest:
+        """Read the manifest of a version of the LLM, by default of the live one.
 
         Raises:
             SetupError: none is installed, or the file is not such a manifest.
         """
-        return _load(cls, repository / LLM_DIR, "`make models` (or export/llm.py)")
+        return _load(cls, repository, GENERATE, version)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,25 +150,28 @@ class RerankerManifest(Manifest):
     activation: str
 
     @classmethod
-    def load(cls, repository: Path) -> RerankerManifest:
-        """Read the manifest of the reranker in the repository that holds the model ``rerank``.
+    def load(cls, repository: Path, version: int | None = None) -> RerankerManifest:
+        """Read the manifest of a version of the reranker, by default of the live one.
 
         Raises:
             SetupError: none is installed, or the file is not such a manifest.
         """
-        return _load(cls, repository / RERANKER_DIR, "export/reranker.py --model ID_OR_DIR")
+        return _load(cls, repository, RERANK, version)
 
 
-def variant_repository(repository: Path, variant: str) -> Path:
-    """Return the repository of the models that only one config variant serves.
+def any_manifest(repository: Path, kind: Kind, version: int) -> Manifest:
+    """Return what the manifests of all kinds have in common, of one version.
 
-    It lies beside the main one, ``models_rerank`` beside ``models``: Triton loads every folder of
-    a repository and ends where one cannot be loaded, so that a model which needs an artefact that
-    most installations lack cannot lie in the main one. (Naming the models to load instead needs
-    explicit model control, with which any caller may load and unload them.)
+    Raises:
+        SetupError: none is installed, or the file is not a manifest.
     """
-    repository = repository.absolute()
-    return repository.with_name(f"{repository.name}_{variant}")
+    path = repository / kind.folder(version) / MANIFEST
+    values = read_json(path)
+    names = {each.name for each in dataclasses.fields(Manifest)}
+    try:
+        return Manifest(**{name: value for name, value in values.items() if name in names})
+    except (TypeError, AttributeError) as error:
+        raise SetupError(f"{path}: not a manifest ({error}); run {kind.program} again") from error
 
 
 def artifact_facts(folder: Path) -> dict[str, Any]:
@@ -273,14 +293,17 @@ def _digest(paths: list[Path]) -> str:
     return digest.hexdigest()
 
 
-def _load(cls: type[_Read], folder: Path, remedy: str) -> _Read:
+def _load(cls: type[_Read], repository: Path, kind: Kind, version: int | None) -> _Read:
+    folder = repository / kind.folder(version or live_version(repository, kind))
     path = folder / MANIFEST
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         return cls(**values)
     except FileNotFoundError:
+        alone = f"{kind.program} --model ID_OR_DIR"  # `make models` installs no reranker
+        remedy = alone if kind is RERANK else f"`make models` (or {kind.program})"
         raise SetupError(f"{folder}: no model is installed here; run {remedy}") from None
     except (OSError, ValueError, TypeError) as error:
         raise SetupError(
-            f"{path}: not a manifest of this version ({error}); run {remedy} again"
+            f"{path}: not a manifest of this version ({error}); run {kind.program} again"
         ) from error

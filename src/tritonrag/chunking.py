@@ -19,7 +19,7 @@ from typing import Any
 from sentencex import segment
 from tokenizers import Tokenizer
 
-from tritonrag.artifacts import EMBEDDER_DIR, EmbedderManifest
+from tritonrag.artifacts import EmbedderManifest, embedder_dir
 from tritonrag.documents import PARSER_VERSION, Document
 from tritonrag.errors import InvalidRequest
 from tritonrag.markup import Block
@@ -156,15 +156,16 @@ class Chunker:
             )
 
     @classmethod
-    def of(cls, repository: Path, settings: ChunkSettings) -> Chunker:
-        """Return the chunker for the embedder installed in a model repository.
+    def of(cls, repository: Path, settings: ChunkSettings, version: int) -> Chunker:
+        """Return the chunker for a version of the embedder in a model repository.
 
         Raises:
-            SetupError: none is installed.
+            SetupError: it is not installed.
             InvalidRequest: the settings do not suit the embedder.
         """
-        manifest = EmbedderManifest.load(repository)
-        tokenizer = Tokenizer.from_file(str(repository / EMBEDDER_DIR / "tokenizer.json"))
+        manifest = EmbedderManifest.load(repository, version)
+        path = repository / embedder_dir(version) / "tokenizer.json"
+        tokenizer = Tokenizer.from_file(str(path))
         prefix = manifest.prefixes.get("passage", "")
         return cls(tokenizer, settings, manifest.max_tokens, prefix)
 

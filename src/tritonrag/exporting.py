@@ -11,15 +11,17 @@ import logging
 import shutil
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
-from tritonrag.artifacts import read_json
-from tritonrag.errors import SetupError, TritonragError
+from tritonrag import rollout, versions
+from tritonrag.artifacts import read_json, staged
+from tritonrag.errors import InvalidRequest, SetupError, TritonragError
 from tritonrag.sources import (
     Source,
     SourceFile,
@@ -29,6 +31,7 @@ from tritonrag.sources import (
     parameters_of,
 )
 from tritonrag.tokenizing import PAD_MULTIPLE
+from tritonrag.versions import Kind
 
 BYTES_PER_PARAMETER = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "int8": 1.1, "int4": 0.63}
 """Of an artefact's weights; the quantised ones with their scales."""
@@ -52,6 +55,11 @@ def common_options(
         "--repository", type=Path, default=Path("model_repository"), metavar="DIR",
         help="model repository to write into (default: %(default)s)",
     )  # fmt: skip
+    parser.add_argument(
+        "--as-version", default="", metavar="N|next",
+        help="install beside what the graph uses, which `tritonrag models promote` moves "
+        "(default: replace the version that the graph uses)",
+    )  # fmt: skip
     parser.add_argument("--name", help="name of the model in messages (default: id or folder name)")
     parser.add_argument(
         "--dry-run", action="store_true",
@@ -61,6 +69,41 @@ def common_options(
         "--force", action="store_true",
         help="install a model that is too far from the original; its manifest says so",
     )  # fmt: skip
+
+
+def version_of(options: argparse.Namespace, kind: Kind) -> int:
+    """Return the version to install as: ``--as-version``, by default the live one.
+
+    Raises:
+        InvalidRequest: it is neither a number from 1 on nor ``next``.
+    """
+    wanted = options.as_version
+    if not wanted:
+        return versions.live_version(options.repository, kind)
+    if wanted == "next":
+        return versions.next_version(options.repository, kind)
+    if not (wanted.isascii() and wanted.isdecimal() and 1 <= int(wanted) < 2**31):
+        raise InvalidRequest(f"--as-version: is {wanted!r}, expected a number from 1 on, or next")
+    return int(wanted)
+
+
+@contextmanager
+def installing(repository: Path, kind: Kind, version: int) -> Iterator[Path]:
+    """Yield an empty folder that becomes this version of ``kind`` when the block ends well.
+
+    The version then exists for every model that reads it, and the graph stays where it is.
+
+    Raises:
+        SetupError: as :func:`tritonrag.artifacts.staged` and :func:`tritonrag.rollout.add_version`.
+    """
+    target = repository / kind.folder(version)
+    with staged(target) as folder:
+        yield folder
+    rollout.add_version(repository, kind, version)
+    live = versions.live_version(repository, kind)
+    if version != live:
+        print(f"the graph stays at version {live}; `tritonrag models promote {kind.name} {version}`"
+              " moves it")  # fmt: skip
 
 
 def source_of(options: argparse.Namespace) -> Source:

@@ -22,6 +22,13 @@ INDEX_DIR_VARIABLE = "TRITONRAG_INDEX_DIR"
 REPOSITORY_VARIABLE = "TRITONRAG_REPOSITORY"
 """Model repository that the command line works on."""
 
+ADMIN_KEY_VARIABLE = "TRITONRAG_ADMIN_KEY"
+"""Key that the server wants of whoever loads models; the embedded server makes its own."""
+
+ADMIN_HEADER = "tritonrag-key"
+"""Header that carries this key (in gRPC Triton puts ``triton-grpc-protocol-`` before it). Whoever
+may load models may run code in the server (docs/decisions/0006)."""
+
 URL_VARIABLE = "TRITONRAG_URL"
 """Server that the command line talks to, ``host:port``."""
 
@@ -30,12 +37,14 @@ URL_VARIABLE = "TRITONRAG_URL"
 class ModelArgs:
     """What Triton hands to a Python model's ``initialize``, typed.
 
-    ``repository`` is the model repository that the model's own folder lies in.
+    ``repository`` is the model repository that the model's own folder lies in; the model reads the
+    artefact of its own ``version`` there.
     """
 
     name: str
     repository: Path
     config: dict[str, Any]
+    version: int
 
     @classmethod
     def parse(cls, args: Mapping[str, str]) -> ModelArgs:
@@ -44,6 +53,7 @@ class ModelArgs:
             name=args["model_name"],
             repository=Path(args["model_repository"]).parent,
             config=json.loads(args["model_config"]),
+            version=int(args["model_version"]),
         )
 
     def integer(self, key: str, default: int, low: int, high: int) -> int:

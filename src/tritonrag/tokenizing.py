@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from tritonrag.artifacts import EMBEDDER_DIR, EmbedderManifest
+from tritonrag.artifacts import EmbedderManifest, embedder_dir
 from tritonrag.contract import MAX_QUESTION_BYTES, MAX_TEXT_BYTES, ROLES
 from tritonrag.errors import InvalidRequest
 
@@ -24,17 +24,18 @@ Ids = npt.NDArray[np.int64]
 
 
 class TextTokenizer:
-    """The tokenizer of the installed embedder."""
+    """The tokenizer of an installed embedder."""
 
-    def __init__(self, repository: Path) -> None:
-        """Load ``tokenizer.json`` of the embedder in a model repository.
+    def __init__(self, repository: Path, version: int) -> None:
+        """Load ``tokenizer.json`` of a version of the embedder in a model repository.
 
         Raises:
-            SetupError: no embedder is installed there.
+            SetupError: it is not installed there.
         """
-        manifest = EmbedderManifest.load(repository)
+        manifest = EmbedderManifest.load(repository, version)
         self._prefixes = manifest.prefixes
-        self._tokenizer = Tokenizer.from_file(str(repository / EMBEDDER_DIR / "tokenizer.json"))
+        path = repository / embedder_dir(version) / "tokenizer.json"
+        self._tokenizer = Tokenizer.from_file(str(path))
         # Padding must not lead past the embedder's last position.
         limit = manifest.max_tokens
         self._tokenizer.enable_truncation(limit - limit % PAD_MULTIPLE or limit)

@@ -11,7 +11,6 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from tritonrag.artifacts import variant_repository
 from tritonrag.contract import (
     DEFAULT_RETRIEVE_K,
     MODELS,
@@ -20,6 +19,7 @@ from tritonrag.contract import (
     ModelSpec,
     TensorSpec,
 )
+from tritonrag.rollout import is_pinned
 
 REPOSITORY = Path(__file__).parents[2] / "model_repository"
 MAX_MODEL_LINES = 60
@@ -35,17 +35,13 @@ SINGLE = [spec for spec in MODELS.values() if not spec.steps]
 PYTHON = [spec for spec in SINGLE if spec.backend == "python"]
 
 
-def repository_of(spec: ModelSpec) -> Path:
-    return variant_repository(REPOSITORY, spec.variant) if spec.variant else REPOSITORY
-
-
 def named(served: Served) -> str:
     return " ".join(filter(None, (served[0].name, served[1])))
 
 
 def config(name: str, variant: str = "") -> Any:
     """Return a parsed config; an unknown field or a wrong type fails here."""
-    folder = repository_of(MODELS[name]) / name
+    folder = REPOSITORY / name
     file = folder / "configs" / f"{variant}.pbtxt" if variant else folder / "config.pbtxt"
     text = file.read_text(encoding="utf-8")
     return text_format.Parse(text, model_config_pb2.ModelConfig())
@@ -59,26 +55,33 @@ def tensors(spec: ModelSpec | tuple[TensorSpec, ...]) -> list[tuple[Any, ...]]:
     return [(each.name, each.dtype, each.dims, each.optional) for each in spec]
 
 
-@pytest.mark.parametrize("variant", ["", *VARIANTS])
-def test_a_repository_holds_the_models_of_the_contract_and_nothing_else(variant: str) -> None:
+def test_the_repository_holds_the_models_of_the_contract_and_nothing_else() -> None:
     """Triton takes every folder in it for a model."""
-    specs = [spec for spec in MODELS.values() if spec.variant == variant]
-    folder = repository_of(specs[0])
-    assert {path.name for path in folder.iterdir()} == {spec.name for spec in specs}
-    for spec in specs:
-        assert (folder / spec.name / "config.pbtxt").is_file()
-        assert (folder / spec.name / "1").is_dir()
+    assert {path.name for path in REPOSITORY.iterdir()} == set(MODELS)
+    for name in MODELS:
+        assert (REPOSITORY / name / "config.pbtxt").is_file()
+        assert (REPOSITORY / name / "1").is_dir()
 
 
 def test_a_variant_is_of_the_contract_or_a_model_with_other_settings() -> None:
     """`tritonserver --model-config-name` takes it for each model that has one."""
-    files = REPOSITORY.glob("*/configs/*.pbtxt")
+    files = [path for path in REPOSITORY.glob("*/configs/*.pbtxt") if not is_pinned(path)]
     found = {(file.parents[1].name, file.stem) for file in files}
     ensembles = {(name, variant) for variant, specs in VARIANTS.items() for name in specs}
-    assert found == ensembles | {("retrieve", RERANK)}
+    accelerated = {("embed", "tensorrt"), ("embed", "ort-tensorrt")}
+    assert found == ensembles | accelerated | {("retrieve", RERANK)}
     plain, varied = config("retrieve"), config("retrieve", RERANK)
     assert varied.parameters.pop("retrieve_k").string_value == str(DEFAULT_RETRIEVE_K)
     assert varied == plain
+
+
+@pytest.mark.parametrize("variant", ["tensorrt", "ort-tensorrt"])
+def test_an_accelerated_embedder_has_the_tensors_and_the_queue_of_the_plain_one(
+    variant: str,
+) -> None:
+    plain, varied = config("embed"), config("embed", variant)
+    for field in ("name", "max_batch_size", "input", "output", "dynamic_batching"):
+        assert getattr(varied, field) == getattr(plain, field), field
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -181,7 +184,7 @@ def test_a_decoupled_step_comes_last() -> None:
 
 @pytest.mark.parametrize("spec", PYTHON, ids=lambda spec: spec.name)
 def test_a_model_is_a_small_adapter_with_its_tensor_table(spec: ModelSpec) -> None:
-    source = (repository_of(spec) / spec.name / "1" / "model.py").read_text(encoding="utf-8")
+    source = (REPOSITORY / spec.name / "1" / "model.py").read_text(encoding="utf-8")
     table = ast.get_docstring(ast.parse(source)) or ""
 
     assert len(source.splitlines()) <= MAX_MODEL_LINES
@@ -195,7 +198,7 @@ def test_a_model_is_a_small_adapter_with_its_tensor_table(spec: ModelSpec) -> No
 @pytest.mark.parametrize("spec", PYTHON, ids=lambda spec: spec.name)
 def test_a_model_imports_the_installed_package_only(spec: ModelSpec) -> None:
     """A file beside model.py loses against site-packages, and pb_utils has no classes yet."""
-    source = (repository_of(spec) / spec.name / "1" / "model.py").read_text(encoding="utf-8")
+    source = (REPOSITORY / spec.name / "1" / "model.py").read_text(encoding="utf-8")
     imported = {
         name.split(".")[0]
         for node in ast.walk(ast.parse(source))

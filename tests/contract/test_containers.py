@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.metadata
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -21,9 +22,10 @@ from packaging.utils import canonicalize_name
 from pathspec import PathSpec
 from typer.testing import CliRunner
 
-from tritonrag.artifacts import variant_repository
 from tritonrag.contract import RERANK
+from tritonrag.rollout import config_name
 from tritonrag.server.process import GRPC_PORT, HTTP_PORT, METRICS_PORT
+from tritonrag.settings import ADMIN_HEADER
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = ROOT / "docker-compose.yml"
@@ -93,18 +95,16 @@ def test_compose_file_follows_the_schema(file: Path) -> None:
     tool("check-jsonschema", "--builtin-schema", "vendor.compose-spec", str(file))
 
 
-def test_a_server_with_a_reranker_has_one_repository_more_and_its_variant(
+def test_a_server_with_a_reranker_loads_it_and_its_variant(
     dockerfile: DockerfileParser, services: dict[str, dict[str, Any]]
 ) -> None:
-    repository = Path(dockerfile.envs["TRITONRAG_REPOSITORY"])
-    more = variant_repository(repository, RERANK)
+    plain = set(last_command(dockerfile, "CMD"))
     for name, service in yaml.safe_load(COMPOSE_RERANK.read_text())["services"].items():
         assert services[name]["image"].startswith("tritonrag:")
-        options = set(service["command"]) - set(last_command(dockerfile, "CMD"))
-        assert options == {f"--model-repository={more}", f"--model-config-name={RERANK}"}
-        source = variant_repository(ROOT / "model_repository", RERANK).name
-        assert service["volumes"] == [f"./{source}:{more}:ro"]
-        assert (ROOT / source).is_dir()
+        options = set(service["command"])
+        added = {f"--load-model={RERANK}", f"--model-config-name={config_name(RERANK)}"}
+        assert options - plain == added
+        assert plain - options == {f"--model-config-name={config_name()}"}
 
 
 def test_dockerfile_passes_the_linter() -> None:
@@ -190,7 +190,27 @@ def test_commands_are_those_of_the_command_line(
 ) -> None:
     parse(last_command(dockerfile, "HEALTHCHECK"))
     parse([*services["index"]["entrypoint"], *services["index"]["command"]])
+    parse([*services["models"]["entrypoint"], *services["models"]["command"]])
     assert services["index"]["command"][-1] in mounts(services["index"])
+
+
+def test_models_are_loaded_for_a_key_alone(dockerfile: DockerfileParser) -> None:
+    """Whoever may load models may run code; the server itself gets the key from the environment."""
+    shell, flag, script, *command = last_command(dockerfile, "CMD")
+    printed = [shell, flag, script, command[0], "printf", "%s\\n"]
+    for environment, key in (({"TRITONRAG_ADMIN_KEY": "k"}, "k"), ({}, "[0-9a-f]{32}")):
+        done = subprocess.run(
+            printed, env=environment | {"PATH": os.environ["PATH"]},
+            capture_output=True, text=True, check=True, timeout=10,
+        )  # fmt: skip
+        http, grpc = done.stdout.splitlines()
+        assert re.fullmatch(f"--http-restricted-api=model-repository:{ADMIN_HEADER}={key}", http)
+        assert re.fullmatch(
+            f"--grpc-restricted-protocol=model-repository:{ADMIN_HEADER}={key}", grpc
+        )
+    loaded = {f"--load-model={name}" for name, spec in MODELS.items() if not spec.variant}
+    assert {"--model-control-mode=explicit", *loaded} < set(command)
+    assert f"--model-config-name={config_name()}" in command
 
 
 def test_health_checks_send_a_real_request(
@@ -249,7 +269,8 @@ def test_paths_inside_agree(
     for service in services.values():
         assert mounts(service)[repository] == "./model_repository"
         assert mounts(service)[index] == "index"
-        assert f"./model_repository:{repository}:ro" in service["volumes"]
+        if service is not services["models"]:  # the one that writes which version is live
+            assert f"./model_repository:{repository}:ro" in service["volumes"]
         for source in mounts(service).values():
             assert source == "index" or (ROOT / source).is_dir()
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tritonrag import prompting
+from tritonrag import prompting, rollout, versions
 from tritonrag.artifacts import (
     EMBEDDER_DIR,
     LLM_DIR,
@@ -168,6 +168,30 @@ def test_embedder_flags_override_the_models_own_settings(with_embedder: Path) ->
     manifest = EmbedderManifest.load(with_embedder)
     assert (manifest.model, manifest.max_tokens, manifest.pooling) == ("mine", 32, "mean")
     assert manifest.prefixes == {"query": "", "passage": "passage: "}
+
+
+def test_an_export_installs_beside_the_live_version(
+    bert: Path, with_embedder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    repository = Path(shutil.copytree(with_embedder, tmp_path / "repository"))
+    assert export(embedder, bert, repository, "--as-version", "next", precision="int8") == 0
+    assert "stays at version 1; `tritonrag models promote embed 2`" in capsys.readouterr().out
+    assert versions.installed(repository, versions.EMBED) == [1, 2]
+    assert EmbedderManifest.load(repository).precision == "fp32"
+    assert EmbedderManifest.load(repository, 2).precision == "int8"
+    rollout.set_live(repository, versions.EMBED, versions.Live(2, 1))
+    assert export(embedder, bert, repository, "--name", "again") == 0  # replaces the live one
+    assert EmbedderManifest.load(repository, 2).model == "again"
+    assert EmbedderManifest.load(repository, 1).model == "mine"
+
+
+@pytest.mark.parametrize("number", ["0", "-1", "two", "1.5"])
+def test_a_version_is_a_number(
+    bert: Path, tmp_path: Path, number: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert export(embedder, bert, tmp_path, f"--as-version={number}") == 1
+    assert f"--as-version: is '{number}', expected a number from 1 on" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_embedder_graph_is_what_the_contract_says(with_embedder: Path) -> None:

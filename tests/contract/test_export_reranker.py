@@ -12,8 +12,7 @@ import pytest
 from test_export import edit_json, program
 from tiny_rerankers import POSITIONS, original_logits, save_tiny_reranker, train_tokenizer
 
-from tritonrag.artifacts import RERANKER_DIR, RerankerManifest, model_sha256, variant_repository
-from tritonrag.contract import RERANK
+from tritonrag.artifacts import RERANKER_DIR, RerankerManifest, model_sha256
 from tritonrag.reranking import BatchLimits, PairTokenizer, Reranker, activated
 
 torch = pytest.importorskip("torch")
@@ -52,7 +51,7 @@ def export(model: Path | str, repository: Path, *flags: str) -> int:
 
 
 def installed(repository: Path) -> Path:
-    return variant_repository(repository, RERANK) / RERANKER_DIR
+    return repository / RERANKER_DIR
 
 
 @pytest.mark.parametrize(
@@ -78,9 +77,9 @@ def test_scores_are_those_of_transformers(
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
     assert tokenizer["truncation"] is None
     assert tokenizer["padding"] is None
-    manifest = RerankerManifest.load(variant_repository(repository, RERANK))
+    manifest = RerankerManifest.load(repository)
     assert (manifest.model, manifest.precision, manifest.activation) == (kind, precision, "sigmoid")
-    assert manifest.max_tokens == (POSITIONS if kind == "bert" else POSITIONS - 2)
+    assert manifest.max_tokens == (POSITIONS if kind == "bert" else POSITIONS - 16)
     assert manifest.sha256 == model_sha256(folder)
     assert set(manifest.source_files) >= {"config.json", "model.safetensors"}
     assert manifest.speed.keys() == {"tokens", "batch_1_pairs_per_s", "batch_32_pairs_per_s"}
@@ -233,10 +232,10 @@ def test_a_model_too_far_from_the_original_is_installed_by_force_only(
     error = capsys.readouterr().err
     assert "from the original's (at most 0.0005 for fp32)" in error
     if forced:
-        assert RerankerManifest.load(variant_repository(repository, RERANK)).forced
+        assert RerankerManifest.load(repository).forced
     else:
         assert "nothing was written" in error
-        assert not any(path.is_file() for path in variant_repository(repository, RERANK).rglob("*"))
+        assert not any(path.is_file() for path in repository.rglob("*"))
 
 
 def test_the_comparison_counts_passages_in_another_order() -> None:

@@ -12,9 +12,9 @@ PACKAGE = Path(__file__).parents[2] / "src/tritonrag"
 
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"contract", "errors"}),
-    frozenset({"limits", "settings"}),
+    frozenset({"limits", "settings", "versions"}),
     frozenset({"artifacts", "fusion", "markup", "overlap", "quoting"}),
-    frozenset({"documents", "generation", "prompting", "sources", "tokenizing"}),
+    frozenset({"documents", "generation", "prompting", "rollout", "sources", "tokenizing"}),
     frozenset({"chunking", "exporting", "reranking"}),
     frozenset({"index", "engines"}),
     frozenset({"backend", "client", "repository"}),

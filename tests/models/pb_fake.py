@@ -24,7 +24,6 @@ import numpy as np
 from google.protobuf import json_format, text_format
 from tritonclient.grpc import model_config_pb2
 
-from tritonrag.artifacts import variant_repository
 from tritonrag.contract import MODELS, ModelSpec, TensorSpec
 
 REPOSITORY = Path(__file__).parents[2] / "model_repository"
@@ -258,16 +257,10 @@ def add_classes(module: ModuleType) -> None:
         setattr(module, each.__name__, each)
 
 
-def folder(name: str) -> Path:
-    """Return the model's folder, in the repository of its variant where it belongs to one."""
-    variant = MODELS[name].variant
-    return (variant_repository(REPOSITORY, variant) if variant else REPOSITORY) / name
-
-
 def config(name: str, variant: str = "") -> dict[str, Any]:
     """Return a model's ``config.pbtxt`` as Triton hands it over, parameters included."""
     file = f"configs/{variant}.pbtxt" if variant else "config.pbtxt"
-    text = (folder(name) / file).read_text(encoding="utf-8")
+    text = ((REPOSITORY / name) / file).read_text(encoding="utf-8")
     parsed = text_format.Parse(text, model_config_pb2.ModelConfig())
     return json_format.MessageToDict(parsed, preserving_proto_field_name=True)
 
@@ -380,7 +373,7 @@ def loaded(
     lies elsewhere (a Python-based backend), ``settings`` replace parts of its config, which is that
     of ``variant`` where one is named.
     """
-    source = source or folder(name) / "1" / "model.py"
+    source = source or (REPOSITORY / name) / "1" / "model.py"
     with installed() as pb_utils:
         spec = importlib.util.spec_from_file_location(f"served_{name}", source)
         assert spec is not None

@@ -67,7 +67,7 @@ class Recorder:
 
 
 def load() -> GenaiEngine:
-    return GenaiEngine(REPOSITORY, queue_size=QUEUE_SIZE, threads=1)
+    return GenaiEngine(REPOSITORY, 1, queue_size=QUEUE_SIZE, threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -341,4 +341,4 @@ def test_close_ends_everything_and_takes_no_more() -> None:
 
 def test_without_an_llm_the_export_is_named(tmp_path: Path) -> None:
     with pytest.raises(SetupError, match=r"export/llm\.py"):
-        GenaiEngine(tmp_path, queue_size=1)
+        GenaiEngine(tmp_path, 1, queue_size=1)

@@ -14,12 +14,12 @@ from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from tritonrag.artifacts import (
-    EMBEDDER_DIR,
     LLM_DIR,
     RERANKER_DIR,
     EmbedderManifest,
     LlmManifest,
     RerankerManifest,
+    embedder_dir,
     sha256,
 )
 from tritonrag.index import EmbedderId, SnapshotManifest, layout
@@ -44,11 +44,9 @@ CHAT = (
 
 def install(root: Path) -> None:
     """Write an embedder, and the manifest and tokenizer of an LLM, into a model repository."""
-    for folder in (EMBEDDER_DIR, LLM_DIR):
-        (root / folder).mkdir(parents=True)
-        _tokenizer().save(str(root / folder / "tokenizer.json"))
-    onnx.save(_averaging_graph(), root / EMBEDDER_DIR / "model.onnx")
-    embedder().save(root / EMBEDDER_DIR)
+    install_embedder(root, 1)
+    (root / LLM_DIR).mkdir(parents=True)
+    _tokenizer().save(str(root / LLM_DIR / "tokenizer.json"))
     LlmManifest(
         model="tiny-llm", precision="fp32", sha256="0" * 64, context_tokens=200, grounding="quote",
         chat_template=CHAT, special_tokens={}, parity={}, versions={},
@@ -60,7 +58,7 @@ WORTH = {"a": 1.0, "b": 2.0, "c": 3.0, "d": float("nan"), "how": -50.0}
 
 
 def install_reranker(root: Path, activation: str = "identity") -> None:
-    """Write a reranker into the repository that holds the model ``rerank``."""
+    """Write a reranker into a model repository."""
     folder = root / RERANKER_DIR
     folder.mkdir(parents=True)
     _tokenizer().save(str(folder / "tokenizer.json"))
@@ -71,9 +69,18 @@ def install_reranker(root: Path, activation: str = "identity") -> None:
     ).save(folder)  # fmt: skip
 
 
-def embedder() -> EmbedderManifest:
+def install_embedder(root: Path, version: int) -> None:
+    """Write one version of the embedder; each gives other embeddings."""
+    folder = root / embedder_dir(version)
+    folder.mkdir(parents=True)
+    _tokenizer().save(str(folder / "tokenizer.json"))
+    onnx.save(_averaging_graph(version - 1), folder / "model.onnx")
+    embedder(version).save(folder)
+
+
+def embedder(version: int = 1) -> EmbedderManifest:
     return EmbedderManifest(
-        model="tiny", precision="fp32", sha256="ab" * 32, dimension=DIMENSION,
+        model="tiny", precision="fp32", sha256=f"a{version + 10:x}" * 32, dimension=DIMENSION,
         max_tokens=MAX_TOKENS, pooling="mean", parity={}, versions={},
         prefixes={"query": "query : ", "passage": "passage : "},
     )  # fmt: skip
@@ -86,9 +93,9 @@ def _tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def _averaging_graph() -> onnx.ModelProto:
+def _averaging_graph(seed: int) -> onnx.ModelProto:
     """Return ids and mask [batch, length] to the mean of the tokens' vectors [batch, 4]."""
-    table = np.random.default_rng(0).normal(size=(len(WORDS), DIMENSION)).astype(np.float32)
+    table = np.random.default_rng(seed).normal(size=(len(WORDS), DIMENSION)).astype(np.float32)
     constants = [
         numpy_helper.from_array(table, "table"),
         numpy_helper.from_array(np.array([2]), "last"),

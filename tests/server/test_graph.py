@@ -245,8 +245,9 @@ def test_a_damaged_snapshot_leaves_the_old_one_live(empty: Served, tmp_path: Pat
     bad.mkdir()
     for file in (collection / good).iterdir():
         (bad / file.name).write_bytes(file.read_bytes()[:-1] + b"X")
-    (collection / "CURRENT.new").write_text(bad.name)
-    (collection / "CURRENT.new").replace(collection / "CURRENT")
+    (pointer,) = collection.glob("CURRENT-*")
+    (collection / ".new").write_text(bad.name)
+    (collection / ".new").replace(pointer)
     time.sleep(1.2)
     assert "herons" in search(empty.grpc, question="herons")[0]["text"]
     stats = tritonrag("index", "stats", "--index-dir", str(empty.index_dir))

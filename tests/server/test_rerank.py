@@ -4,6 +4,7 @@ order transformers tells."""
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from servers import HANDBOOK, REPOSITORY, ROOT, Served, tritonrag
 from tiny_rerankers import POSITIONS, original_logits, save_tiny_reranker
 from tritonclient.utils import InferenceServerException
 
-from tritonrag.artifacts import RERANKER_DIR, variant_repository
+from tritonrag.artifacts import RERANKER_DIR
 from tritonrag.client import Client
 from tritonrag.contract import DEFAULT_RETRIEVE_K, DEFAULT_TOP_K, RERANK
 from tritonrag.errors import InvalidRequest, SetupError
@@ -38,12 +39,11 @@ def cross_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def bare_repository(folder: Path) -> Path:
-    """Return a model repository like ours, the reranker's beside it and without a reranker."""
+    """Return a model repository like ours, without a reranker."""
     repository = folder / "models"
-    repository.symlink_to(REPOSITORY)
     shutil.copytree(
-        variant_repository(REPOSITORY, RERANK), variant_repository(repository, RERANK),
-        ignore=shutil.ignore_patterns(RERANKER_DIR.name),
+        REPOSITORY, repository, copy_function=os.link,
+        ignore=shutil.ignore_patterns(RERANKER_DIR.name, "__pycache__"),
     )  # fmt: skip
     return repository
 

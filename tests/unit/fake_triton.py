@@ -7,6 +7,7 @@ against itself.
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -44,6 +45,9 @@ USAGE = {
     "time_to_first_token_ms": 1.5,
     "total_ms": 3.5,
 }
+
+
+LOADED = (("search", "1"), ("rag", "1"), ("generate", "1"))
 
 
 class Fault(Exception):
@@ -186,11 +190,10 @@ class _Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):
     def __init__(self, models: Models) -> None:
         self._models = models
 
-    def RepositoryIndex(self, request: Any, context: Any) -> Any:
-        answer = service_pb2.RepositoryIndexResponse()
-        for name in ("search", "rag"):
-            answer.models.add(name=name, version="1", state="READY")
-        answer.models.add(name="embed", version="1", state="UNAVAILABLE", reason="no artefact")
+    def ModelStatistics(self, request: Any, context: Any) -> Any:
+        answer = service_pb2.ModelStatisticsResponse()
+        for name, version in LOADED:
+            answer.model_stats.add(name=name, version=version)
         return answer
 
     def ModelInfer(self, request: Any, context: Any) -> Any:
@@ -243,14 +246,17 @@ def _handler(models: Models) -> type[BaseHTTPRequestHandler]:
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
+            if self.path == "/v2/models/stats":
+                stats = [{"name": name, "version": version} for name, version in LOADED]
+                self._json(200, {"model_stats": stats})
+                return
             names = models.inputs(self.path.split("/")[-1])
             self._json(200, {"inputs": [{"name": name} for name in names]})
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            *_, model, method = self.path.split("/")
-            if method == "index":
-                return self._json(200, [{"name": "rag", "version": "1", "state": "READY"}])
+            path = re.sub("/versions/[0-9]+", "", self.path)
+            *_, model, method = path.split("/")
             if method == "infer":
                 return self._infer(model, body)
             self._generate_stream(model, body)

@@ -72,9 +72,11 @@ def add(
     embedder: HashEmbedder | None = None,
     collection: str = "default",
     sha256: str = "ab" * 32,
+    live: str | None = None,
 ) -> Added:
     embedder = embedder or HashEmbedder()
     files: list[SourceFile] = find_files([folder])[0]
     chunker = Chunker(tokenizer(), ChunkSettings(32, 8), 64)
     installed = manifest(sha256, embedder.dimension)
-    return Adder(index_dir, installed, embedder, chunker).add(collection, files)
+    current = manifest(live) if live else None
+    return Adder(index_dir, installed, embedder, chunker, live=current).add(collection, files)

@@ -7,7 +7,7 @@ import pytest
 
 from tritonrag.client import Answer, Citation, Health, Usage
 from tritonrag.client.marshalling import Progress, call, cancel_call, embed_calls, search_result
-from tritonrag.client.wire import states, to_fields, to_json
+from tritonrag.client.wire import to_fields, to_json, versions
 from tritonrag.contract import MODELS, RERANK
 from tritonrag.errors import InternalError, InvalidRequest
 
@@ -55,7 +55,8 @@ def test_every_call_has_its_own_id() -> None:
 
 
 def test_a_cancel_carries_the_id_of_what_it_stops() -> None:
-    assert to_fields(cancel_call("abc")) == {"id": "abc", "prompt": "", "cancel": True}
+    assert cancel_call("abc", 2).version == 2
+    assert to_fields(cancel_call("abc", 2)) == {"id": "abc", "prompt": "", "cancel": True}
 
 
 def test_embedding_one_string_by_mistake_is_refused() -> None:
@@ -105,13 +106,12 @@ def test_cited_are_those_whose_mark_stands_in_the_text() -> None:
     assert [citation.mark for citation in answer.cited] == [2, 12]
 
 
-def test_a_model_with_a_ready_version_is_ready() -> None:
-    versions = [("m", "READY", ""), ("m", "UNAVAILABLE", "unloaded"), ("n", "LOADING", "")]
-    assert states(versions) == {"m": "READY", "n": "LOADING"}
+def test_versions_are_grouped_by_model() -> None:
+    assert versions([("m", "10"), ("n", "1"), ("m", "9")]) == {"m": [9, 10], "n": [1]}
 
 
-def test_a_model_of_a_variant_counts_where_it_is_served() -> None:
-    plain = {name: "READY" for name, spec in MODELS.items() if not spec.variant}
-    assert Health(live=True, models=plain).ready
-    assert Health(live=True, models=plain | {RERANK: "READY"}).ready
-    assert not Health(live=True, models=plain | {RERANK: "UNAVAILABLE"}).ready
+def test_a_model_of_a_variant_need_not_be_loaded() -> None:
+    plain = {name: [1] for name, spec in MODELS.items() if not spec.variant}
+    assert Health(live=True, versions=plain).ready
+    assert Health(live=True, versions=plain | {RERANK: [1]}).ready
+    assert not Health(live=True, versions={RERANK: [1]}).ready

@@ -213,7 +213,7 @@ def test_health_tells_of_each_model(triton: FakeTriton) -> None:
 
     assert health.live
     assert not health.ready
-    assert health.models == {"search": "READY", "rag": "READY", "embed": "no artefact"}
+    assert health.versions == {"search": [1], "rag": [1], "generate": [1]}
 
 
 def test_leaving_the_block_cancels(client: Client, triton: FakeTriton) -> None:

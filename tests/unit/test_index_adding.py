@@ -104,6 +104,35 @@ def test_another_embedder_embeds_all_again(docs: Path, index: Path) -> None:
     assert np.array_equal(snapshot.vectors(range(1))[0], vector("Leave\n30 days.", 8))
 
 
+def test_an_embedder_beside_the_live_one_mirrors_its_documents(docs: Path, index: Path) -> None:
+    ours, theirs = "ab" * 32, "cd" * 32
+    first = add(index, docs)
+    folder = index / "default"
+    assert add(index, docs, HashEmbedder(), sha256=theirs, live=ours).embedded == 3
+    assert layout.current(folder) == layout.current(folder, ours) == first.snapshot
+    write(docs, leave="# Leave\n\n31 days.", new="# New\n\nHello.")
+    add(index, docs)
+    embedder = HashEmbedder()
+    report = add(index, docs / "none", embedder, sha256=theirs, live=ours)
+    assert sorted(embedder.texts) == ["Leave\n31 days.", "New\nHello."]
+    assert (report.added, report.embedded, report.embedder_changed) == (0, 2, False)
+    other = Snapshot.open(folder / str(layout.current(folder, theirs)))
+    assert sources(other) == sources(live(index))
+    assert other.manifest.embedder.sha256 == theirs
+    again = add(index, docs / "none", embedder, sha256=theirs, live=ours)
+    assert (again.embedded, again.snapshot) == (0, other.name)
+
+
+def test_no_embedders_live_snapshot_is_removed(docs: Path, index: Path) -> None:
+    theirs = add(index, docs, HashEmbedder(), sha256="cd" * 32).snapshot
+    for number in range(store.KEPT_SNAPSHOTS + 2):
+        write(docs, leave=f"# Leave\n\n{number} days.")
+        add(index, docs)
+    names = layout.snapshots(index / "default")
+    assert theirs in names
+    assert len(names) == store.KEPT_SNAPSHOTS + 1
+
+
 def test_nothing_half_done_after_an_interrupt(docs: Path, index: Path) -> None:
     first = add(index, docs)
     write(docs, pay="# Pay\n\nWeekly.")

@@ -2,21 +2,29 @@ from __future__ import annotations
 
 import inspect
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from index_samples import HashEmbedder, install, write
+from index_samples import HashEmbedder, install, manifest, tokenizer, write
 from typer.testing import CliRunner, Result
 
 from tritonrag.chunking import ChunkSettings
 from tritonrag.cli import index as commands
 from tritonrag.errors import InvalidRequest, NotFound, SetupError
+from tritonrag.index.snapshot import Floats
 from tritonrag.settings import INDEX_DIR_VARIABLE, REPOSITORY_VARIABLE, URL_VARIABLE
 
 
 class FakeClient(HashEmbedder):
     def __init__(self, *args: object) -> None:
         super().__init__()
+
+    def embed(
+        self, texts: Sequence[str], role: str = "passage", *, version: int | None = None
+    ) -> Floats:
+        asked_versions.add(version)
+        return super().embed(texts, role)
 
     def __enter__(self) -> FakeClient:
         return self
@@ -25,12 +33,16 @@ class FakeClient(HashEmbedder):
         pass
 
 
+asked_versions: set[int | None] = set()
+
+
 @pytest.fixture(autouse=True)
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(commands, "Client", FakeClient)
     monkeypatch.chdir(tmp_path)
     for variable in (INDEX_DIR_VARIABLE, REPOSITORY_VARIABLE, URL_VARIABLE):
         monkeypatch.delenv(variable, raising=False)
+    asked_versions.clear()
     install(tmp_path / "model_repository")
     write(tmp_path / "docs", leave="# Leave\n\n30 days.", pay="# Pay\n\nMonthly.")
     return tmp_path
@@ -58,6 +70,27 @@ def test_add_twice_then_look() -> None:
     (facts,) = json.loads(run("stats", "--collection", "default", "--json").stdout)["collections"]
     assert facts["manifest"]["passages"] == 2
     assert facts["refusal"] is None
+
+
+def test_a_version_that_is_not_live_gets_an_index_of_its_own(place: Path) -> None:
+    add("docs")
+    second = place / "model_repository/embed/2"
+    second.mkdir()
+    manifest("cd" * 32).save(second)
+    tokenizer().save(str(second / "tokenizer.json"))
+    assert asked_versions == {None}
+    done = add("--embedder-version", "2").stdout
+    assert "2 passages, 2 embedded" in done
+    assert "is live for version 2 of the embedder" in done
+    assert asked_versions == {None, 2}
+    assert "sha256 abababababab" in run("list").stdout
+    assert "nothing changed" in add("--embedder-version", "2").stdout
+    with pytest.raises(InvalidRequest, match="PATHS: name the files or folders"):
+        add("--embedder-version", "1", code=1)
+    with pytest.raises(NotFound, match="no collection is called 'typo'; there are default"):
+        add("--embedder-version", "2", "--collection", "typo", code=1)
+    with pytest.raises(SetupError, match="embed/3: no model is installed"):
+        add("--embedder-version", "3", code=1)
 
 
 def test_what_fails_is_named_and_the_rest_is_indexed(place: Path) -> None:

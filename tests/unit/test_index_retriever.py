@@ -189,16 +189,41 @@ def test_a_damaged_snapshot_is_refused_once(
     assert retriever.refusals == {}
 
 
-def test_a_snapshot_of_another_embedder_is_refused(
-    retriever: Retriever, index: Path, docs: Path, log: Log
-) -> None:
-    retriever.close()
+def test_a_snapshot_of_another_embedder_is_refused(tmp_path: Path, docs: Path, log: Log) -> None:
+    index = tmp_path / "other"
     add(index, docs, HashEmbedder(), sha256="cd" * 32)
-    retriever.refresh()
-    assert "tiny fp32 (sha256 cdcdcdcdcdcd), but tiny fp32 (sha256 abababababab)" in log[1]
-    assert len(retriever.search([query("a")])[0].passages) == 4
+    with Retriever(index, manifest(), log.append) as retriever:
+        assert "tiny fp32 (sha256 cdcdcdcdcdcd), but tiny fp32 (sha256 abababababab)" in log[0]
+        with pytest.raises(Unavailable, match="--embedder-version"):
+            retriever.check(query("a"))
     assert "cdcdcdcdcdcd" in str(describe_all(index, manifest())[0].refusal)
     assert describe_all(index)[0].refusal is None
+
+
+def test_each_embedder_has_a_live_snapshot_of_its_own(
+    retriever: Retriever, index: Path, docs: Path, log: Log
+) -> None:
+    ours = retriever.collections["default"].name
+    theirs = add(index, docs, HashEmbedder(), sha256="cd" * 32).snapshot
+    retriever.refresh()
+    assert retriever.collections["default"].name == ours
+    assert log[1:] == []
+    with Retriever(index, manifest("cd" * 32)) as other:
+        assert other.collections["default"].name == theirs
+
+
+def test_a_pointer_of_its_own_comes_before_the_collections(
+    retriever: Retriever, index: Path, docs: Path
+) -> None:
+    """What an earlier release wrote has no pointer by embedder; it is followed until there is."""
+    folder = index / "default"
+    ours = layout.current(folder)
+    layout.pointer(folder, "ab" * 32).unlink()
+    retriever.refresh()
+    assert retriever.collections["default"].name == ours
+    add(index, docs, HashEmbedder(), sha256="cd" * 32)
+    assert layout.current(folder, "ab" * 32) == ours
+    assert layout.current(folder) == layout.current(folder, "cd" * 32) != ours
 
 
 def test_a_newer_format_is_refused(index: Path, log: Log) -> None:
@@ -215,7 +240,7 @@ def test_a_newer_format_is_refused(index: Path, log: Log) -> None:
 def test_a_current_that_leads_nowhere_is_refused(
     retriever: Retriever, index: Path, log: Log, content: str
 ) -> None:
-    (index / "default" / "CURRENT").write_text(content)
+    layout.pointer(index / "default", "ab" * 32).write_text(content)
     until(lambda: "default" in retriever.refusals)
     assert len(retriever.search([query("a")])[0].passages) == 4
 

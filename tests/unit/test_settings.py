@@ -19,6 +19,7 @@ def args(**parameters: str) -> ModelArgs:
         {
             "model_name": "generate",
             "model_repository": "/models/generate",
+            "model_version": "1",
             "model_config": json.dumps(config),
         }
     )
@@ -45,9 +46,12 @@ def test_a_parameter_out_of_bounds_is_named(text: str) -> None:
 
 
 def test_a_config_without_parameters() -> None:
-    parsed = ModelArgs.parse({"model_name": "m", "model_repository": "/r/m", "model_config": "{}"})
+    parsed = ModelArgs.parse(
+        {"model_name": "m", "model_repository": "/r/m", "model_version": "2", "model_config": "{}"}
+    )
 
     assert parsed.text("any", "default") == "default"
+    assert parsed.version == 2
 
 
 @pytest.mark.parametrize("environment", [{}, {"TRITONRAG_INDEX_DIR": ""}])

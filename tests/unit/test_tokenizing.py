@@ -43,4 +43,4 @@ def test_texts_that_are_refused(text: str, role: str, message: str) -> None:
 
 def test_without_an_embedder_the_export_is_named(tmp_path: Path) -> None:
     with pytest.raises(SetupError, match=r"export/embedder\.py"):
-        TextTokenizer(tmp_path)
+        TextTokenizer(tmp_path, 1)

@@ -24,7 +24,8 @@ from tritonrag.tokenizing import check_text
 
 class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
-        self._builder = prompt_builder(ModelArgs.parse(args).repository)
+        parsed = ModelArgs.parse(args)
+        self._builder = prompt_builder(parsed.repository, parsed.version)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         return respond(requests, self._prompts, list, self._write)

@@ -29,7 +29,7 @@ from tritonrag.settings import IndexSettings, ModelArgs
 class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         settings = ModelArgs.parse(args)
-        embedder = EmbedderManifest.load(settings.repository)
+        embedder = EmbedderManifest.load(settings.repository, settings.version)
         # Set by the config variant with a reranker.
         self._least = settings.integer("retrieve_k", 0, 0, MAX_TOP_K)
         directory = IndexSettings.from_environment().directory

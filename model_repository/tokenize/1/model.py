@@ -24,7 +24,8 @@ Rows = tuple[list[str], list[str]]
 
 class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
-        self._tokenizer = TextTokenizer(ModelArgs.parse(args).repository)
+        parsed = ModelArgs.parse(args)
+        self._tokenizer = TextTokenizer(parsed.repository, parsed.version)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         return respond(requests, self._read, self._encode, self._write)

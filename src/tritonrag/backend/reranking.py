@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime as ort
 
 from tritonrag import contract
-from tritonrag.artifacts import RERANKER_DIR, RerankerManifest
+from tritonrag.artifacts import RerankerManifest, reranker_dir
 from tritonrag.backend.conversions import column, log_info, rows, strings
 from tritonrag.backend.ranking import write_rows
 from tritonrag.contract import DEFAULT_TOP_K, MAX_TOP_K
@@ -54,8 +54,8 @@ def load_reranker(args: ModelArgs) -> Reranker:
     Raises:
         SetupError: none is installed, a setting is out of bounds, or there is no such device.
     """
-    manifest = RerankerManifest.load(args.repository)
-    folder = args.repository / RERANKER_DIR
+    manifest = RerankerManifest.load(args.repository, args.version)
+    folder = args.repository / reranker_dir(args.version)
     limits = BatchLimits(
         pairs=args.integer("batch_pairs", 32, 1, 4096),
         tokens=args.integer("batch_tokens", 8192, 16, 1 << 22),

@@ -4,26 +4,32 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import numpy as np
+import numpy.typing as npt
 import typer
 from rich.console import Console
 from rich.text import Text
 
+from tritonrag import versions
 from tritonrag.artifacts import EmbedderManifest
 from tritonrag.cli.options import INDEX, REPOSITORY, AsJson, IndexDir, Protocol, Url
 from tritonrag.client import Client
 from tritonrag.contract import DEFAULT_COLLECTION
-from tritonrag.errors import SetupError
+from tritonrag.errors import InvalidRequest, SetupError
 from tritonrag.settings import REPOSITORY_VARIABLE
+from tritonrag.versions import EMBED
 
 if TYPE_CHECKING:
     from tritonrag.index.adding import Added
     from tritonrag.index.catalogue import CollectionInfo
+    from tritonrag.index.embedding import Embedder
 
 PICKED_UP_S = 1.0
 """What a running server may take to notice a new snapshot, so that a search after this command
@@ -42,8 +48,13 @@ Repository = Annotated[
 @app.command()
 def add(
     paths: Annotated[
-        list[Path], typer.Argument(help="Files, or folders of .md, .txt, .rst and .html files.")
-    ],
+        list[Path] | None,
+        typer.Argument(
+            help="Files, or folders of .md, .txt, .rst and .html files; none, with "
+            "--embedder-version, for those that the collection has.",
+            show_default=False,
+        ),
+    ] = None,
     collection: Collection = DEFAULT_COLLECTION,
     url: Url = None,
     protocol: Protocol = "grpc",
@@ -55,31 +66,52 @@ def add(
     chunk_overlap: Annotated[
         int, typer.Option(help="Most tokens that a chunk repeats of the one before.")
     ] = 24,
+    embedder_version: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            show_default="the live one",
+            help="Index for this version of the embedder, before `tritonrag models promote`.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Index files through the running server; what has not changed is not embedded again.
 
     Files that cannot be indexed are named at the end. The exit status is 1 only where none could.
+    With --embedder-version of a version that is not live, the collection's documents are embedded
+    for that version too, and what is served now stays as it is.
     """
-    _needs_serve_extra()
+    needs_serve_extra()
     from tritonrag.chunking import Chunker, ChunkSettings
     from tritonrag.cli.progress import indexing_progress
     from tritonrag.documents import find_files
+    from tritonrag.index import layout
     from tritonrag.index.adding import Added, Adder
 
     started = time.perf_counter()
-    manifest = EmbedderManifest.load(repository)
-    chunker = Chunker.of(repository, ChunkSettings(chunk_tokens, chunk_overlap))
-    files, failures = find_files(paths)
+    live = versions.live_version(repository, EMBED)
+    version = embedder_version or live
+    if not paths and version == live:
+        raise InvalidRequest("PATHS: name the files or folders to index")
+    known = layout.collections(index_dir)
+    if not paths and collection not in known:
+        raise layout.unknown_collection(collection, known)
+    manifest = EmbedderManifest.load(repository, version)
+    chunker = Chunker.of(repository, ChunkSettings(chunk_tokens, chunk_overlap), version)
+    files, failures = find_files(paths or [])
     done = Added(collection)
-    if files:
+    if files or not paths:
+        current = None if version == live else EmbedderManifest.load(repository)
         with Client(url, protocol, EMBED_TIMEOUT_S) as client, indexing_progress() as listener:
-            done = Adder(index_dir, manifest, client, chunker, listener).add(collection, files)
-        if done.added or done.changed:
+            embedder = _embedder(client, repository, version)
+            adder = Adder(index_dir, manifest, embedder, chunker, listener, current)
+            done = adder.add(collection, files)
+        if done.embedded:
             time.sleep(PICKED_UP_S)
     done.failures[:0] = failures
-    _print_added(done, time.perf_counter() - started, as_json)
-    if not (done.added or done.changed or done.unchanged):
+    _print_added(done, time.perf_counter() - started, as_json, None if version == live else version)
+    if paths and not (done.added or done.changed or done.unchanged):
         raise typer.Exit(1)
 
 
@@ -88,7 +120,7 @@ def list_collections(
     index_dir: IndexDir = INDEX, repository: Repository = REPOSITORY, as_json: AsJson = False
 ) -> None:
     """List the collections."""
-    _needs_serve_extra()
+    needs_serve_extra()
     from tritonrag.index.catalogue import describe_all
 
     found = describe_all(index_dir, _installed(repository))
@@ -111,7 +143,7 @@ def stats(
 
     Says so where the server refuses a snapshot, damaged or of another embedder, and exits with 1.
     """
-    _needs_serve_extra()
+    needs_serve_extra()
     from tritonrag.index.catalogue import describe, describe_all
 
     embedder = _installed(repository)
@@ -138,15 +170,16 @@ def rollback(
     as_json: AsJson = False,
 ) -> None:
     """Make an earlier snapshot live again; a running server follows within a second."""
-    _needs_serve_extra()
+    needs_serve_extra()
     from tritonrag.cli.progress import WAITING
     from tritonrag.index import store
     from tritonrag.index.catalogue import describe
 
-    before = describe(index_dir, collection, verify=False).snapshot
+    embedder = _installed(repository)
+    before = describe(index_dir, collection, embedder, verify=False).snapshot
     with store.writing(index_dir, collection, lambda: _stderr().print(WAITING)) as folder:
-        manifest = store.roll_back(folder, to)
-    info = describe(index_dir, collection, _installed(repository), verify=False)
+        manifest = store.roll_back(folder, to, embedder.sha256 if embedder else "")
+    info = describe(index_dir, collection, embedder, verify=False)
     if as_json:
         print(_json({"before": before, **_facts(info)}))
     else:
@@ -155,7 +188,12 @@ def rollback(
             _stderr().print(Text(f"the server refuses it: {info.refusal}", style="yellow"))
 
 
-def _needs_serve_extra() -> None:
+def needs_serve_extra() -> None:
+    """Raise where the index cannot be read or written.
+
+    Raises:
+        SetupError: what it takes is not installed.
+    """
     if find_spec("faiss") is None or find_spec("tokenizers") is None:
         raise SetupError(
             "`tritonrag index` needs the serve extra; install it with "
@@ -164,7 +202,7 @@ def _needs_serve_extra() -> None:
 
 
 def _installed(repository: Path) -> EmbedderManifest | None:
-    """Return the installed embedder, if any: looking at an index needs none."""
+    """Return the live embedder, if any is installed: looking at an index needs none."""
     try:
         return EmbedderManifest.load(repository)
     except SetupError:
@@ -175,7 +213,24 @@ def _stderr() -> Console:
     return Console(stderr=True, soft_wrap=True, highlight=False)
 
 
-def _print_added(done: Added, seconds: float, as_json: bool) -> None:
+@dataclass(frozen=True)
+class _Version:
+    """One version of the server's embedder, whichever the graph uses."""
+
+    client: Client
+    version: int
+
+    def embed(self, texts: Sequence[str], role: str = "passage") -> npt.NDArray[np.float32]:
+        return self.client.embed(texts, role, version=self.version)
+
+
+def _embedder(client: Client, repository: Path, version: int) -> Embedder:
+    """Return what embeds with ``version``: by its number where the server may have others."""
+    alone = versions.installed(repository, EMBED) == [version]
+    return client if alone else _Version(client, version)
+
+
+def _print_added(done: Added, seconds: float, as_json: bool, version: int | None) -> None:
     if as_json:
         failures = [asdict(failure) for failure in done.failures]
         print(_json({**asdict(done), "failures": failures, "seconds": round(seconds, 2)}))
@@ -194,6 +249,7 @@ def _print_added(done: Added, seconds: float, as_json: bool) -> None:
             f"{done.collection}: {done.added} added, {done.changed} changed, "
             f"{done.unchanged} unchanged, {len(done.failures)} failed; {done.passages} passages, "
             f"{done.embedded} embedded in {seconds:.1f} s; snapshot {done.snapshot} is live"
+            + (f" for version {version} of the embedder" if version else "")
         )
 
 

@@ -35,8 +35,8 @@ class AsyncTransport(Protocol):
     def stream(self, call: Call, timeout: float | None) -> AsyncGenerator[Tensors, None]:
         """Yield the responses of a call."""
 
-    async def models(self, timeout: float | None) -> dict[str, str]:
-        """Return the state of each model in the server's repository."""
+    async def versions(self, timeout: float | None) -> dict[str, list[int]]:
+        """Return the versions that are loaded, by model."""
 
     async def close(self) -> None:
         """Free the connections."""
@@ -73,32 +73,44 @@ class AsyncClient:
         return self._stream(marshalling.call("rag", question=question, **options), timeout)
 
     def generate(
-        self, prompt: str, *, timeout: float | None = None, **options: Unpack[SamplingOptions]
+        self,
+        prompt: str,
+        *,
+        version: int | None = None,
+        timeout: float | None = None,
+        **options: Unpack[SamplingOptions],
     ) -> AsyncAnswerStream:
         """Return what the LLM writes after ``prompt``, as ``Client.generate``."""
-        return self._stream(marshalling.call("generate", prompt=prompt, **options), timeout)
+        call = marshalling.call("generate", version, prompt=prompt, **options)
+        return self._stream(call, timeout)
 
     async def embed(
-        self, texts: Sequence[str], role: str = "passage", *, timeout: float | None = None
+        self,
+        texts: Sequence[str],
+        role: str = "passage",
+        *,
+        version: int | None = None,
+        timeout: float | None = None,
     ) -> npt.NDArray[np.float32]:
         """Return the L2-normalised embeddings ``[n, dim]`` of ``texts``; ``[0, 0]`` of none.
 
         ``role`` is ``passage`` or ``query``. Texts go out 64 at a time, and ``timeout`` bounds each
         of these requests; await several for more throughput.
+        ``version`` is of the embedder, by default the one that the graph uses.
         """
         parts = [
-            marshalling.embeddings(await self._infer(call, timeout))
-            for call in marshalling.embed_calls(texts, role)
+            marshalling.embeddings(await self._embedded(call, timeout))
+            for call in marshalling.embed_calls(texts, role, version)
         ]
         return np.concatenate(parts) if parts else np.empty((0, 0), np.float32)
 
     async def health(self, *, timeout: float | None = None) -> Health:
-        """Return whether the server answers, and the state of each of its models."""
+        """Return whether the server answers, and the versions of each model that it has loaded."""
         try:
-            models = await self._transport.models(self._seconds(timeout))
+            versions = await self._transport.versions(self._seconds(timeout))
         except TritonragError as error:
             return Health(live=False, reason=str(error))
-        return Health(live=True, models=models)
+        return Health(live=True, versions=versions)
 
     async def ready(self, *, timeout: float | None = None) -> bool:
         """Return whether the server answers and every model of the contract is ready."""
@@ -121,6 +133,12 @@ class AsyncClient:
     def _seconds(self, timeout: float | None) -> float | None:
         return self._timeout if timeout is None else timeout
 
+    async def _embedded(self, call: Call, timeout: float | None) -> Tensors:
+        answer = await self._infer(call, timeout)
+        if call.version is None:
+            return answer
+        return await self._infer(marshalling.encoder_call(answer, call), timeout)
+
     async def _infer(self, call: Call, timeout: float | None) -> Tensors:
         return await self._transport.infer(call, self._seconds(timeout))
 
@@ -139,8 +157,9 @@ class AsyncClient:
             self._running.discard(call.id)
 
     async def _cancel(self, request_id: str) -> None:
+        # Which version generates depends on the graph; the others find nothing to stop.
         with suppress(TritonragError):
-            async for _ in self._transport.stream(
-                marshalling.cancel_call(request_id), CANCEL_TIMEOUT_S
-            ):
-                pass
+            for version in (await self._transport.versions(CANCEL_TIMEOUT_S)).get("generate", ()):
+                call = marshalling.cancel_call(request_id, version)
+                async for _ in self._transport.stream(call, CANCEL_TIMEOUT_S):
+                    pass

@@ -57,12 +57,16 @@ class AskOptions(SearchOptions, SamplingOptions, total=False):
 
 @dataclass(frozen=True)
 class Call:
-    """One request: a model, the tensors given by name (values row by row) and a request id."""
+    """One request: a model, the tensors given by name (values row by row) and a request id.
+
+    ``version`` None is the highest that the server has loaded.
+    """
 
     model: ModelSpec
     values: Mapping[str, Sequence[Any]]
     id: str
     rows: int = 1
+    version: int | None = None
 
     def inputs(self) -> Iterator[tuple[TensorSpec, Sequence[Any]]]:
         """Yield the spec and the values of every tensor given."""
@@ -75,7 +79,7 @@ class Call:
         return [self.rows, len(self.values[name]) // self.rows]
 
 
-def call(model: str, **options: Any) -> Call:
+def call(model: str, version: int | None = None, **options: Any) -> Call:
     """Return the call of ``model`` for one question or prompt.
 
     Raises:
@@ -89,28 +93,39 @@ def call(model: str, **options: Any) -> Call:
         raise TypeError(f"{model} has no option {', '.join(sorted(unknown))}")
     given = {name: value for name, value in options.items() if value is not None}
     values = {t.name: _values(t, given[t.name]) for t in spec.inputs if t.name in given}
-    return Call(spec, values, uuid.uuid4().hex)
+    return Call(spec, values, uuid.uuid4().hex, version=version)
 
 
-def cancel_call(request_id: str) -> Call:
-    """Return the call of ``generate`` that stops the generation of that request id."""
-    return Call(MODELS["generate"], {"prompt": [""], "cancel": [True]}, request_id)
+def cancel_call(request_id: str, version: int) -> Call:
+    """Return the call of a version of ``generate`` that stops the generation of a request id."""
+    values: dict[str, list[Any]] = {"prompt": [""], "cancel": [True]}
+    return Call(MODELS["generate"], values, request_id, version=version)
 
 
-def embed_calls(texts: Sequence[str], role: str) -> Iterator[Call]:
+def embed_calls(texts: Sequence[str], role: str, version: int | None = None) -> Iterator[Call]:
     """Yield the calls of ``embed_text`` for ``texts``, as many in each as a batch takes.
+
+    With a ``version`` they are calls of that version of ``tokenize``, whose answers go to
+    :func:`encoder_call`: ``embed_text`` has the version that the graph uses.
 
     Raises:
         InvalidRequest: ``texts`` is one string, or holds something else than strings.
     """
     if isinstance(texts, str):
         raise InvalidRequest("texts: expected a sequence of strings, got one string")
-    spec = MODELS["embed_text"]
+    spec = MODELS["embed_text" if version is None else "tokenize"]
     text, as_role = spec.inputs
     for start in range(0, len(texts), MAX_BATCH_SIZE):
         batch = [_scalar(text, value) for value in texts[start : start + MAX_BATCH_SIZE]]
         values = {text.name: batch, as_role.name: [_scalar(as_role, role)] * len(batch)}
-        yield Call(spec, values, uuid.uuid4().hex, rows=len(batch))
+        yield Call(spec, values, uuid.uuid4().hex, rows=len(batch), version=version)
+
+
+def encoder_call(tokens: Tensors, call: Call) -> Call:
+    """Return the call of ``embed`` for what ``tokenize`` answered to ``call``."""
+    spec = MODELS["embed"]
+    values = {each.name: tokens[each.name].ravel().tolist() for each in spec.inputs}
+    return Call(spec, values, call.id, call.rows, call.version)
 
 
 @understood
@@ -122,8 +137,9 @@ def search_result(tensors: Tensors) -> SearchResult:
 
 @understood
 def embeddings(tensors: Tensors) -> npt.NDArray[np.float32]:
-    """Return the embeddings ``[n, dim]`` of a response of ``embed_text``."""
-    return tensors["embedding"].astype(np.float32, copy=False)
+    """Return the embeddings ``[n, dim]`` of a response of ``embed_text`` or ``embed``."""
+    (found,) = tensors.values()
+    return found.astype(np.float32, copy=False)
 
 
 class Progress:

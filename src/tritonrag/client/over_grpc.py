@@ -27,7 +27,8 @@ _OPTIONS = [
 ]
 
 
-def _options(url: str) -> list[tuple[str, int]]:
+def channel_options(url: str) -> list[tuple[str, int]]:
+    """Return the options of a channel to ``url``."""
     return [*_OPTIONS, ("grpc.enable_http_proxy", int(not on_this_machine(url)))]
 
 
@@ -37,7 +38,7 @@ class GrpcTransport:
     def __init__(self, url: str) -> None:
         """Take ``host:port``; nothing is sent yet."""
         self._url = url
-        self._channel = grpc.insecure_channel(url, _options(url))
+        self._channel = grpc.insecure_channel(url, channel_options(url))
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
 
     def infer(self, call: Call, timeout: float | None) -> Tensors:
@@ -56,13 +57,14 @@ class GrpcTransport:
             finally:
                 responses.cancel()
 
-    def models(self, timeout: float | None) -> dict[str, str]:
-        """Return the state of each model in the server's repository."""
+    def versions(self, timeout: float | None) -> dict[str, list[int]]:
+        """Return the versions that are loaded, by model."""
         with grpc_errors(self._url, timeout):
-            index = self._stub.RepositoryIndex(
-                service_pb2.RepositoryIndexRequest(), timeout=timeout
+            # The repository's index says as much, but a server may ask a key for it.
+            found = self._stub.ModelStatistics(
+                service_pb2.ModelStatisticsRequest(), timeout=timeout
             )
-        return wire.states((model.name, model.state, model.reason) for model in index.models)
+        return wire.versions((model.name, model.version) for model in found.model_stats)
 
     def close(self) -> None:
         """Close the channel."""
@@ -75,7 +77,7 @@ class AsyncGrpcTransport:
     def __init__(self, url: str) -> None:
         """Take ``host:port``; nothing is sent yet."""
         self._url = url
-        self._channel = grpc.aio.insecure_channel(url, _options(url))
+        self._channel = grpc.aio.insecure_channel(url, channel_options(url))
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
 
     async def infer(self, call: Call, timeout: float | None) -> Tensors:
@@ -95,13 +97,13 @@ class AsyncGrpcTransport:
             finally:
                 responses.cancel()
 
-    async def models(self, timeout: float | None) -> dict[str, str]:
-        """Return the state of each model in the server's repository."""
+    async def versions(self, timeout: float | None) -> dict[str, list[int]]:
+        """Return the versions that are loaded, by model."""
         with grpc_errors(self._url, timeout):
-            index = await self._stub.RepositoryIndex(
-                service_pb2.RepositoryIndexRequest(), timeout=timeout
+            found = await self._stub.ModelStatistics(
+                service_pb2.ModelStatisticsRequest(), timeout=timeout
             )
-        return wire.states((model.name, model.state, model.reason) for model in index.models)
+        return wire.versions((model.name, model.version) for model in found.model_stats)
 
     async def close(self) -> None:
         """Close the channel."""

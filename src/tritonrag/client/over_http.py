@@ -18,6 +18,9 @@ from tritonrag.client.faults import Deadline, from_http, from_stream, http_error
 from tritonrag.client.marshalling import Call, Tensors
 from tritonrag.errors import TritonragError
 
+_STATISTICS = "/v2/models/stats"
+"""Names every version that is loaded. So does the repository's index, but it may need a key."""
+
 
 class HttpTransport:
     """Sends calls over a pool of connections; safe for many threads."""
@@ -32,18 +35,19 @@ class HttpTransport:
 
     def infer(self, call: Call, timeout: float | None) -> Tensors:
         """Return the one response of a call."""
-        answer = self._post(f"{_model_path(call)}/infer", wire.to_json(call), timeout)
+        answer = self._post(_path(call, "infer"), wire.to_json(call), timeout)
         return wire.from_json(answer)
 
-    def models(self, timeout: float | None) -> dict[str, str]:
-        """Return the state of each model in the server's repository."""
-        return _states(self._post("/v2/repository/index", {}, timeout))
+    def versions(self, timeout: float | None) -> dict[str, list[int]]:
+        """Return the versions that are loaded, by model."""
+        with http_errors(self._url, Deadline(timeout)):
+            return _versions(_body(self._http.get(_STATISTICS, timeout=timeout)))
 
     def stream(self, call: Call, timeout: float | None) -> Generator[Tensors, None, None]:
         """Yield the responses of a call, which is sent when the first is asked for."""
         deadline = Deadline(timeout)
         request = self._http.build_request(
-            "POST", _stream_path(call), json=wire.to_fields(call), timeout=timeout
+            "POST", _path(call, "generate_stream"), json=wire.to_fields(call), timeout=timeout
         )
         with http_errors(self._url, deadline):
             if wire.needs_reranker(call):
@@ -80,17 +84,20 @@ class AsyncHttpTransport:
 
     async def infer(self, call: Call, timeout: float | None) -> Tensors:
         """Return the one response of a call."""
-        path = f"{_model_path(call)}/infer"
-        return wire.from_json(await self._post(path, wire.to_json(call), timeout))
+        return wire.from_json(await self._post(_path(call, "infer"), wire.to_json(call), timeout))
 
-    async def models(self, timeout: float | None) -> dict[str, str]:
-        """Return the state of each model in the server's repository."""
-        return _states(await self._post("/v2/repository/index", {}, timeout))
+    async def versions(self, timeout: float | None) -> dict[str, list[int]]:
+        """Return the versions that are loaded, by model."""
+        with http_errors(self._url, Deadline(timeout)):
+            async with asyncio.timeout(timeout):
+                return _versions(_body(await self._http.get(_STATISTICS)))
 
     async def stream(self, call: Call, timeout: float | None) -> AsyncGenerator[Tensors, None]:
         """Yield the responses of a call, which is sent when the first is asked for."""
         deadline = Deadline(timeout)
-        request = self._http.build_request("POST", _stream_path(call), json=wire.to_fields(call))
+        request = self._http.build_request(
+            "POST", _path(call, "generate_stream"), json=wire.to_fields(call)
+        )
         with http_errors(self._url, deadline):
             async with asyncio.timeout(deadline.remaining()):
                 if wire.needs_reranker(call):
@@ -131,11 +138,12 @@ def _verify(url: str) -> bool:
 
 
 def _model_path(call: Call) -> str:
-    return f"/v2/models/{call.model.name}"
+    version = "" if call.version is None else f"/versions/{call.version}"
+    return f"/v2/models/{call.model.name}{version}"
 
 
-def _stream_path(call: Call) -> str:
-    return f"{_model_path(call)}/generate_stream"
+def _path(call: Call, method: str) -> str:
+    return f"{_model_path(call)}/{method}"
 
 
 def _body(response: httpx.Response) -> Any:
@@ -170,8 +178,9 @@ def _parsed(text: str) -> Any:
     return json.loads(text)
 
 
-def _states(models: list[dict[str, str]]) -> dict[str, str]:
-    return wire.states((m["name"], m.get("state", ""), m.get("reason", "")) for m in models)
+@understood
+def _versions(statistics: dict[str, list[dict[str, str]]]) -> dict[str, list[int]]:
+    return wire.versions((m["name"], m["version"]) for m in statistics["model_stats"])
 
 
 @contextmanager

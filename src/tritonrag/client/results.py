@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -88,19 +88,15 @@ class Answer:
 class Health:
     """What the server says of itself.
 
-    ``live``: it answers; else ``reason`` says why not. ``models`` maps each model in its repository
-    to ``READY``, or to why it is not.
+    ``live``: it answers; else ``reason`` says why not. ``versions`` maps each model to the versions
+    of it that are loaded; a model that is not ready is missing.
     """
 
     live: bool
-    models: Mapping[str, str] = field(default_factory=dict, hash=False)
+    versions: Mapping[str, Sequence[int]] = field(default_factory=dict, hash=False)
     reason: str = ""
 
     @property
     def ready(self) -> bool:
-        """Whether every model of the contract is ready, those of a variant where it is served."""
-        return all(
-            self.models.get(name) == "READY"
-            for name, spec in MODELS.items()
-            if name in self.models or not spec.variant
-        )
+        """Whether every model of the contract is loaded but those that only a variant serves."""
+        return self.versions.keys() >= {name for name, spec in MODELS.items() if not spec.variant}

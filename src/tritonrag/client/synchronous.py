@@ -40,8 +40,8 @@ class Transport(Protocol):
     def stream(self, call: Call, timeout: float | None) -> Generator[Tensors, None, None]:
         """Yield the responses of a call."""
 
-    def models(self, timeout: float | None) -> dict[str, str]:
-        """Return the state of each model in the server's repository."""
+    def versions(self, timeout: float | None) -> dict[str, list[int]]:
+        """Return the versions that are loaded, by model."""
 
     def close(self) -> None:
         """Free the connections."""
@@ -97,36 +97,49 @@ class Client:
         return self._stream(marshalling.call("rag", question=question, **options), timeout)
 
     def generate(
-        self, prompt: str, *, timeout: float | None = None, **options: Unpack[SamplingOptions]
+        self,
+        prompt: str,
+        *,
+        version: int | None = None,
+        timeout: float | None = None,
+        **options: Unpack[SamplingOptions],
     ) -> AnswerStream:
         """Return what the LLM writes after ``prompt``, as it stands and without retrieval.
 
         Options: ``max_tokens``, ``temperature`` (0 is greedy), ``top_p``, ``top_k_sampling``,
         ``seed``, ``stop`` (strings that end the text) and ``grounding`` (``free`` or ``quote``).
+        ``version`` is of the LLM, by default the highest that the server has loaded.
         """
-        return self._stream(marshalling.call("generate", prompt=prompt, **options), timeout)
+        call = marshalling.call("generate", version, prompt=prompt, **options)
+        return self._stream(call, timeout)
 
     def embed(
-        self, texts: Sequence[str], role: str = "passage", *, timeout: float | None = None
+        self,
+        texts: Sequence[str],
+        role: str = "passage",
+        *,
+        version: int | None = None,
+        timeout: float | None = None,
     ) -> npt.NDArray[np.float32]:
         """Return the L2-normalised embeddings ``[n, dim]`` of ``texts``; ``[0, 0]`` of none.
 
         ``role`` is ``passage`` or ``query``. Texts go out 64 at a time, and ``timeout`` bounds each
         of these requests; call it from several threads for more throughput.
+        ``version`` is of the embedder, by default the one that the graph uses.
         """
         parts = [
-            marshalling.embeddings(self._infer(call, timeout))
-            for call in marshalling.embed_calls(texts, role)
+            marshalling.embeddings(self._embedded(call, timeout))
+            for call in marshalling.embed_calls(texts, role, version)
         ]
         return np.concatenate(parts) if parts else np.empty((0, 0), np.float32)
 
     def health(self, *, timeout: float | None = None) -> Health:
-        """Return whether the server answers, and the state of each of its models."""
+        """Return whether the server answers, and the versions of each model that it has loaded."""
         try:
-            models = self._transport.models(self._seconds(timeout))
+            versions = self._transport.versions(self._seconds(timeout))
         except TritonragError as error:
             return Health(live=False, reason=str(error))
-        return Health(live=True, models=models)
+        return Health(live=True, versions=versions)
 
     def ready(self, *, timeout: float | None = None) -> bool:
         """Return whether the server answers and every model of the contract is ready."""
@@ -149,6 +162,12 @@ class Client:
     def _seconds(self, timeout: float | None) -> float | None:
         return self._timeout if timeout is None else timeout
 
+    def _embedded(self, call: Call, timeout: float | None) -> Tensors:
+        answer = self._infer(call, timeout)
+        if call.version is None:
+            return answer
+        return self._infer(marshalling.encoder_call(answer, call), timeout)
+
     def _infer(self, call: Call, timeout: float | None) -> Tensors:
         return self._transport.infer(call, self._seconds(timeout))
 
@@ -163,6 +182,9 @@ class Client:
             self._running.discard(call.id)
 
     def _cancel(self, request_id: str) -> None:
+        # Which version generates depends on the graph; the others find nothing to stop.
         with suppress(TritonragError):
-            for _ in self._transport.stream(marshalling.cancel_call(request_id), CANCEL_TIMEOUT_S):
-                pass
+            for version in self._transport.versions(CANCEL_TIMEOUT_S).get("generate", ()):
+                call = marshalling.cancel_call(request_id, version)
+                for _ in self._transport.stream(call, CANCEL_TIMEOUT_S):
+                    pass

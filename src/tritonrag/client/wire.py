@@ -33,7 +33,10 @@ def _datatype(dtype: str) -> str:
 
 def to_protobuf(call: Call) -> service_pb2.ModelInferRequest:
     """Return the KServe v2 gRPC request of a call."""
-    request = service_pb2.ModelInferRequest(model_name=call.model.name, id=call.id)
+    version = "" if call.version is None else str(call.version)
+    request = service_pb2.ModelInferRequest(
+        model_name=call.model.name, model_version=version, id=call.id
+    )
     for spec, values in call.inputs():
         request.inputs.add(
             name=spec.name, datatype=_datatype(spec.dtype), shape=call.shape(spec.name)
@@ -118,16 +121,12 @@ def from_fields(call: Call, response: dict[str, Any]) -> Tensors:
     }
 
 
-def states(models: Iterable[tuple[str, str, str]]) -> dict[str, str]:
-    """Return the state of each model from ``(name, state, reason)`` of each version.
-
-    ``READY`` if any version is; else the reason, where Triton gives one.
-    """
-    found: dict[str, str] = {}
-    for name, state, reason in models:
-        if found.get(name) != "READY":
-            found[name] = state if state == "READY" else reason or state
-    return found
+def versions(models: Iterable[tuple[str, str]]) -> dict[str, list[int]]:
+    """Return the versions of each model from ``(name, version)`` pairs, lowest first."""
+    found: dict[str, list[int]] = {}
+    for name, version in models:
+        found.setdefault(name, []).append(int(version))
+    return {name: sorted(numbers) for name, numbers in found.items()}
 
 
 def _pack(datatype: str, values: Sequence[Any]) -> bytes:

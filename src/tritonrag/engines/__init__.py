@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from tritonrag.artifacts import LLM_DIR, LlmManifest
+from tritonrag.artifacts import LlmManifest, llm_dir
 from tritonrag.contract import DEFAULT_MAX_TOKENS
 from tritonrag.generation import Engine
 from tritonrag.prompting import PromptBuilder, chat_template
@@ -39,14 +39,14 @@ def load_engine(args: ModelArgs) -> Engine:
     from tritonrag.engines.genai import GenaiEngine
 
     threads = args.integer("threads", 0, 0, 1024)
-    return GenaiEngine(args.repository, queue_size=queue_size, threads=threads)
+    return GenaiEngine(args.repository, args.version, queue_size=queue_size, threads=threads)
 
 
-def prompt_builder(repository: Path) -> PromptBuilder:
+def prompt_builder(repository: Path, version: int) -> PromptBuilder:
     """Return the prompt builder for the engine that :func:`load_engine` would choose.
 
     Raises:
-        SetupError: no LLM is installed and no endpoint is named.
+        SetupError: that version of the LLM is not installed and no endpoint is named.
     """
     remote = RemoteLlmSettings.from_environment()
     if remote:
@@ -56,8 +56,8 @@ def prompt_builder(repository: Path) -> PromptBuilder:
             context_tokens=remote.context_tokens,
             answer_tokens=DEFAULT_MAX_TOKENS,
         )
-    manifest = LlmManifest.load(repository)
-    tokenizer = Tokenizer.from_file(str(repository / LLM_DIR / "tokenizer.json"))
+    manifest = LlmManifest.load(repository, version)
+    tokenizer = Tokenizer.from_file(str(repository / llm_dir(version) / "tokenizer.json"))
     return PromptBuilder(
         render=chat_template(manifest.chat_template, **manifest.special_tokens),
         count_tokens=lambda text: len(tokenizer.encode(text, add_special_tokens=False)),

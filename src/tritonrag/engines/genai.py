@@ -25,7 +25,7 @@ import onnxruntime_genai as og
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
-from tritonrag.artifacts import LLM_DIR, LlmManifest, read_json
+from tritonrag.artifacts import LlmManifest, llm_dir, read_json
 from tritonrag.engines.admission import CANCEL_POLL_S, Admission
 from tritonrag.errors import InternalError, InvalidRequest, SetupError, Unavailable
 from tritonrag.generation import Generation, Sink, TextStream
@@ -58,14 +58,16 @@ class _Turn:
 class GenaiEngine:
     """The exported LLM of a model repository."""
 
-    def __init__(self, repository: Path, *, queue_size: int, threads: int = 0) -> None:
-        """Load the model and start the engine thread; returns when it is warm.
+    def __init__(
+        self, repository: Path, version: int, *, queue_size: int, threads: int = 0
+    ) -> None:
+        """Load a version of the model and start the engine thread; returns when it is warm.
 
         Raises:
             SetupError: no LLM is installed, or it cannot be loaded.
         """
-        self._manifest = LlmManifest.load(repository)
-        folder = repository / LLM_DIR
+        self._manifest = LlmManifest.load(repository, version)
+        folder = repository / llm_dir(version)
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         engine = read_json(folder / "genai_config.json").get("engine", {})
         self._dynamic = "dynamic_batching" in engine

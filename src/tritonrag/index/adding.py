@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -61,11 +61,22 @@ class Listener:
 
 @dataclass(frozen=True)
 class _Part:
-    """One document of the next snapshot: taken over from the live one, or new."""
+    """One document of the next snapshot: ``kept`` passages of an earlier ``source``, or new."""
 
     record: DocumentRecord
-    kept: range | None
-    passages: list[Passage]
+    source: Snapshot | None = None
+    kept: range = range(0)
+    passages: Sequence[Passage] = ()
+
+    def lines(self) -> Iterable[bytes]:
+        """Return the passages as they are stored."""
+        if self.source is None:
+            return (passage.to_json() for passage in self.passages)
+        return map(self.source.passage, self.kept)
+
+    def parsed(self) -> Iterable[Passage]:
+        """Return the passages."""
+        return self.passages if self.source is None else map(Passage.from_json, self.lines())
 
 
 class Adder:
@@ -78,13 +89,19 @@ class Adder:
         embedder: Embedder,
         chunker: Chunker,
         listener: Listener | None = None,
+        live: EmbedderManifest | None = None,
     ) -> None:
-        """``embedder`` must be the one that ``manifest`` describes."""
+        """``embedder`` must be the one that ``manifest`` describes.
+
+        ``live`` is another embedder, the one that the graph uses: a collection's documents are then
+        those of its snapshot, which stays the collection's current one.
+        """
         self._index_dir = index_dir
         self._manifest = manifest
         self._embedder = embedder
         self._chunker = chunker
         self._listener = listener or Listener()
+        self._live = live
 
     def add(self, collection: str, files: list[SourceFile]) -> Added:
         """Bring ``files`` into a collection; documents that it has besides them stay.
@@ -99,20 +116,31 @@ class Adder:
             TritonragError: what the embedder raises.
         """
         with store.writing(self._index_dir, collection, self._listener.waiting) as folder:
-            live = _live(folder)
-            report = Added(collection, live.name if live else None)
-            report.embedder_changed = live is not None and not self._same_space(live)
-            parts = self._parts(live, files, report)
-            report.passages = len(live) if live else 0
-            if report.added or report.changed or report.embedder_changed:
-                self._publish(folder, live, parts, report)
+            base, own = self._opened(folder)
+            report = Added(collection, own.name if own else None)
+            report.embedder_changed = self._live is None and base is not own
+            parts = self._parts(base, own, files, report)
+            report.passages = len(own) if own else 0
+            if [part.record for part in parts] != (own.documents if own else []):
+                self._publish(folder, own, parts, report)
             return report
 
-    def _same_space(self, live: Snapshot) -> bool:
-        return live.manifest.embedder == EmbedderId.of(self._manifest)
+    def _opened(self, folder: Path) -> tuple[Snapshot | None, Snapshot | None]:
+        """Return the snapshot whose documents stay, and that whose vectors do: of this embedder."""
+        base = own = _open(folder, self._live or self._manifest)
+        if self._live is not None:
+            own = _open(folder, self._manifest)
+        same = own is not None and own.manifest.embedder == EmbedderId.of(self._manifest)
+        return base, own if same else None
 
-    def _parts(self, live: Snapshot | None, files: list[SourceFile], report: Added) -> list[_Part]:
-        parts = {part.record.source: part for part in _kept_parts(live)}
+    def _parts(
+        self, base: Snapshot | None, own: Snapshot | None, files: list[SourceFile], report: Added
+    ) -> list[_Part]:
+        parts = {part.record.source: part for part in _kept_parts(base)}
+        for part in _kept_parts(own):
+            source = part.record.source
+            if source in parts and parts[source].record == part.record:
+                parts[source] = part
         self._listener.parsing(len(files))
         for file in files:
             try:
@@ -133,17 +161,16 @@ class Adder:
         report.changed += old is not None
         report.added += old is None
         record = DocumentRecord(file.source, document.title, digest, recipe, len(passages))
-        return _Part(record, None, passages)
+        return _Part(record, passages=passages)
 
     def _publish(
-        self, folder: Path, live: Snapshot | None, parts: list[_Part], report: Added
+        self, folder: Path, own: Snapshot | None, parts: list[_Part], report: Added
     ) -> None:
-        reused = live if live and not report.embedder_changed else None
         texts = [
             self._chunker.embedded_text(passage)
             for part in parts
-            if part.kept is None or reused is None
-            for passage in _passages(live, part)
+            if own is None or part.source is not own
+            for passage in part.parsed()
         ]
         self._listener.embedding(len(texts))
         new = embed_all(self._embedder, texts, self._manifest.dimension, self._listener.embedded)
@@ -152,43 +179,31 @@ class Adder:
             dimension=self._manifest.dimension,
             recipe=self._chunker.settings.recipe,
             documents=[part.record for part in parts],
-            passages=(line for part in parts for line in _lines(live, part)),
-            vectors=_vectors(reused, parts, new),
+            passages=(line for part in parts for line in part.lines()),
+            vectors=_vectors(own, parts, new),
         )
-        manifest = store.publish(folder, contents)
+        manifest = store.publish(folder, contents, current=self._live is None)
         report.snapshot = manifest.snapshot
         report.passages = manifest.passages
         report.embedded = len(texts)
 
 
-def _live(folder: Path) -> Snapshot | None:
-    name = layout.current(folder)
+def _open(folder: Path, embedder: EmbedderManifest) -> Snapshot | None:
+    name = layout.current(folder, embedder.sha256)
     return Snapshot.open(folder / name) if name else None
 
 
-def _kept_parts(live: Snapshot | None) -> Iterator[_Part]:
-    if live:
-        for number, record in enumerate(live.documents):
-            yield _Part(record, live.passages_of(number), [])
+def _kept_parts(snapshot: Snapshot | None) -> Iterator[_Part]:
+    if snapshot:
+        for number, record in enumerate(snapshot.documents):
+            yield _Part(record, snapshot, snapshot.passages_of(number))
 
 
-def _passages(live: Snapshot | None, part: _Part) -> Iterable[Passage]:
-    if live is None or part.kept is None:
-        return part.passages
-    return (Passage.from_json(live.passage(number)) for number in part.kept)
-
-
-def _lines(live: Snapshot | None, part: _Part) -> Iterable[bytes]:
-    if live is None or part.kept is None:
-        return (passage.to_json() for passage in part.passages)
-    return (live.passage(number) for number in part.kept)
-
-
-def _vectors(reused: Snapshot | None, parts: list[_Part], new: Floats) -> Iterator[Floats]:
+def _vectors(own: Snapshot | None, parts: list[_Part], new: Floats) -> Iterator[Floats]:
     at = 0
     for part in parts:
-        if reused is not None and part.kept is not None:
-            yield reused.vectors(part.kept)
+        if own is not None and part.source is own:
+            yield own.vectors(part.kept)
         else:
             yield new[at : at + part.record.passages]
             at += part.record.passages

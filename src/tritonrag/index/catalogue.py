@@ -8,9 +8,9 @@ from pathlib import Path
 from tritonrag.artifacts import EmbedderManifest
 from tritonrag.errors import SetupError
 from tritonrag.index import layout
-from tritonrag.index.manifest import EmbedderId, SnapshotManifest
+from tritonrag.index.manifest import EmbedderId, SnapshotManifest, damaged
 from tritonrag.index.retriever import check_embedder
-from tritonrag.index.snapshot import Snapshot
+from tritonrag.index.snapshot import Snapshot, read_documents
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def describe(
     folder = index_dir / collection
     name, manifest, refusal = None, None, None
     try:
-        name = layout.current(folder)
+        name = layout.current(folder, embedder.sha256 if embedder else "")
         manifest = SnapshotManifest.load(folder / str(name))
         if embedder:
             check_embedder(manifest.snapshot, manifest.embedder, EmbedderId.of(embedder))
@@ -73,6 +73,42 @@ def describe_all(
     """Return what is known of every collection, as :func:`describe`, sorted by name."""
     names = layout.collections(index_dir)
     return [describe(index_dir, name, embedder, verify=verify) for name in names]
+
+
+def lacking(
+    index_dir: Path, embedder: EmbedderManifest, live: EmbedderManifest
+) -> tuple[list[str], list[str]]:
+    """Return the collections that ``embedder`` cannot take over from the ``live`` one.
+
+    The first list is of those that have documents but no snapshot of ``embedder``, the second of
+    those whose snapshot of ``embedder`` has not the same documents.
+
+    Raises:
+        SetupError: a live snapshot is damaged.
+    """
+    missing, behind = [], []
+    for name in layout.collections(index_dir):
+        wanted = _documents(index_dir / name, live)
+        found = _documents(index_dir / name, embedder, own=True)
+        if wanted and found is None:
+            missing.append(name)
+        elif wanted and wanted != found:
+            behind.append(name)
+    return missing, behind
+
+
+def _documents(
+    collection: Path, embedder: EmbedderManifest, *, own: bool = False
+) -> set[tuple[str, str]] | None:
+    """Return source and hash of each document; None where the snapshot is of another embedder."""
+    folder = collection / str(layout.current(collection, embedder.sha256))
+    manifest = SnapshotManifest.load(folder)
+    if own and manifest.embedder != EmbedderId.of(embedder):
+        return None
+    try:
+        return {(record.source, record.sha256) for record in read_documents(folder)}
+    except (OSError, ValueError, TypeError) as error:
+        raise damaged(folder.name, str(error)) from error
 
 
 def _size(folder: Path) -> int:

@@ -1,6 +1,7 @@
 """Where things are in the index directory: collections, snapshots, and which one is live.
 
-The only module that reads or writes ``CURRENT``.
+The only module that reads or writes ``CURRENT`` and, beside it, ``CURRENT-<sha256>`` of each
+embedder: several versions may be served at once, each from a snapshot of its own.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import secrets
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -67,32 +69,49 @@ def snapshots(collection: Path) -> list[str]:
     return sorted(entry.name for entry in collection.iterdir() if _SNAPSHOT.fullmatch(entry.name))
 
 
-def current(collection: Path) -> str | None:
+def pointer(collection: Path, sha256: str = "") -> Path:
+    """Return the file that names the live snapshot of an embedder, by its SHA-256; "" for any."""
+    return collection / (f"{CURRENT}-{sha256[:12]}" if sha256 else CURRENT)
+
+
+def current(collection: Path, sha256: str = "") -> str | None:
     """Return the name of the live snapshot, or None if there is none.
 
+    With the SHA-256 of an embedder it is that one's own; where it has none, ``CURRENT`` counts.
+
     Raises:
-        SetupError: ``CURRENT`` holds something that is not a snapshot's name.
+        SetupError: the file holds something that is not a snapshot's name.
     """
-    try:
-        name = (collection / CURRENT).read_text(encoding="ascii", errors="replace").strip()
-    except FileNotFoundError:
-        return None
-    if not _SNAPSHOT.fullmatch(name):
-        raise SetupError(
-            f"{collection.name}/{CURRENT} does not name a snapshot; "
-            "`tritonrag index rollback --to SNAPSHOT` sets it"
-        )
-    return name
+    for path in dict.fromkeys((pointer(collection, sha256), pointer(collection))):
+        with suppress(FileNotFoundError):
+            name = path.read_text(encoding="ascii", errors="replace").strip()
+            if not _SNAPSHOT.fullmatch(name):
+                raise SetupError(
+                    f"{collection.name}/{path.name} does not name a snapshot; "
+                    "`tritonrag index rollback --to SNAPSHOT` sets it"
+                )
+            return name
+    return None
 
 
-def set_current(collection: Path, snapshot: str) -> None:
-    """Make ``snapshot`` live: readers see the old name or the new one, never anything between."""
-    new = collection / f".{CURRENT}.new"
+def pointed(collection: Path) -> set[str]:
+    """Return the snapshots that are live for any embedder."""
+    pointers = collection.glob(f"{CURRENT}*")
+    return {path.read_text(encoding="ascii", errors="replace").strip() for path in pointers}
+
+
+def set_current(collection: Path, snapshot: str, sha256: str = "") -> None:
+    """Make ``snapshot`` live: readers see the old name or the new one, never anything between.
+
+    With the SHA-256 of an embedder it is live for that one alone.
+    """
+    target = pointer(collection, sha256)
+    new = target.with_name(f".{target.name}.new")
     with new.open("w", encoding="ascii") as file:
         file.write(snapshot + "\n")
         file.flush()
         os.fsync(file.fileno())
-    os.replace(new, collection / CURRENT)
+    os.replace(new, target)
     sync_folder(collection)
 
 

@@ -66,7 +66,9 @@ class _Group:
 
 
 class Retriever:
-    """Searches the live snapshot of each collection and follows ``CURRENT`` as it moves.
+    """Searches the live snapshot of each collection and follows its pointer as it moves.
+
+    The pointer is the embedder's own, else ``CURRENT``.
 
     A snapshot that is damaged, of another embedder or of a newer format is refused with one log
     line, and the one before stays live. Searches may run in any number of threads.
@@ -184,7 +186,7 @@ class Retriever:
 
     def _looked_at(self, collection: str) -> _Live:
         known = self._live.get(collection)
-        seen = _signature(self._index_dir / collection / layout.CURRENT)
+        seen = self._signature(self._index_dir / collection)
         if known is not None and known.seen == seen:
             return known
         old = known.snapshot if known else None
@@ -197,9 +199,13 @@ class Retriever:
                       f"{len(snapshot)} passages")  # fmt: skip
         return _Live(seen, snapshot)
 
+    def _signature(self, folder: Path) -> object:
+        own = layout.pointer(folder, self._embedder.sha256)
+        return _signature(own) or _signature(layout.pointer(folder))
+
     def _load(self, collection: str, old: Snapshot | None) -> Snapshot:
         folder = self._index_dir / collection
-        name = layout.current(folder)
+        name = layout.current(folder, self._embedder.sha256)
         if name is None:
             raise SetupError(f"{layout.CURRENT} is gone")
         if old is not None and old.name == name:
@@ -234,8 +240,9 @@ def check_embedder(snapshot: str, built: EmbedderId, served: EmbedderId) -> None
     if built != served:
         raise SetupError(
             f"snapshot {snapshot} was built with the embedder {built}, but {served} is installed; "
-            "index the documents again with `tritonrag index add`, install the other embedder, or "
-            "go back with `tritonrag index rollback`"
+            "index the documents again with `tritonrag index add` (with --embedder-version N for a "
+            "version that is not live), install the other embedder, or go back with "
+            "`tritonrag index rollback`"
         )
 
 
@@ -282,7 +289,7 @@ def _with_score(passage: bytes, score: float) -> bytes:
 
 
 def _signature(path: Path) -> object:
-    """Return what changes when ``CURRENT`` is replaced, from one ``stat``."""
+    """Return what changes when a pointer is replaced, from one ``stat``; None if there is none."""
     try:
         status = path.stat()
     except OSError:

@@ -65,7 +65,7 @@ class Snapshot:
                 manifest,
                 faiss.read_index(str(folder / VECTORS)),
                 PassageFile(folder / PASSAGES, folder / OFFSETS),
-                _read_documents(folder / DOCUMENTS),
+                read_documents(folder),
             )
         except (OSError, RuntimeError, ValueError, TypeError) as error:
             raise damaged(folder.name, str(error)) from error
@@ -195,6 +195,11 @@ def _mapped(path: Path) -> mmap.mmap | bytes:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
-def _read_documents(path: Path) -> list[DocumentRecord]:
-    with path.open(encoding="utf-8", newline="\n") as lines:
+def read_documents(folder: Path) -> list[DocumentRecord]:
+    """Return the documents of the snapshot in ``folder``, in the order of their passages.
+
+    Raises:
+        OSError, ValueError, TypeError: the file is missing or damaged.
+    """
+    with (folder / DOCUMENTS).open(encoding="utf-8", newline="\n") as lines:
         return [DocumentRecord(**json.loads(line)) for line in lines]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from json import dumps
@@ -89,10 +89,11 @@ def _locked(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
         lock.release()
 
 
-def publish(folder: Path, contents: Contents) -> SnapshotManifest:
-    """Write ``contents`` as the next snapshot of a collection and make it live.
+def publish(folder: Path, contents: Contents, *, current: bool = True) -> SnapshotManifest:
+    """Write ``contents`` as the next snapshot of a collection and make it live for its embedder.
 
-    Only inside :func:`writing`. If anything fails, the collection stays as it was.
+    ``current``: for the collection as such too, as is the first one in any case. Only inside
+    :func:`writing`. If anything fails, the collection stays as it was.
 
     Raises:
         SetupError: what was written cannot be read back as it should.
@@ -101,43 +102,59 @@ def publish(folder: Path, contents: Contents) -> SnapshotManifest:
     folder.mkdir(exist_ok=True)
     now = datetime.now(UTC)
     name = layout.new_snapshot(now)
+    parent = layout.current(folder, contents.embedder.sha256)
     new = folder / f"{layout.UNFINISHED}{name}"
     try:
         new.mkdir()
-        manifest = _write(new, contents, name, layout.current(folder), now)
+        manifest = _write(new, contents, name, parent, now)
         Snapshot.open(new)
         new.rename(folder / name)
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)
         raise
     layout.sync_folder(folder)
-    layout.set_current(folder, name)
-    _remove_old(folder, live=name)
+    layout.set_current(folder, name, manifest.embedder.sha256)
+    if current or layout.current(folder) is None:
+        _keep_pointer(folder)
+        layout.set_current(folder, name)
+    _remove_old(folder)
     return manifest
 
 
-def roll_back(folder: Path, to: str | None = None) -> SnapshotManifest:
+def _keep_pointer(folder: Path) -> None:
+    """Leave what ``CURRENT`` names live for its own embedder, before ``CURRENT`` moves on."""
+    with suppress(SetupError):  # what is damaged is of no use to any
+        if name := layout.current(folder):
+            sha256 = SnapshotManifest.load(folder / name).embedder.sha256
+            if not layout.pointer(folder, sha256).exists():
+                layout.set_current(folder, name, sha256)
+
+
+def roll_back(folder: Path, to: str | None = None, sha256: str = "") -> SnapshotManifest:
     """Make an earlier snapshot live: ``to``, or else the one that the live one followed.
 
-    Only inside :func:`writing`.
+    ``sha256`` is of the embedder whose live snapshot is meant. Only inside :func:`writing`.
 
     Raises:
         NotFound: there is no such snapshot; the message lists those there are.
         SetupError: it is damaged.
     """
     kept = layout.snapshots(folder) if folder.is_dir() else []
-    target = to or _previous(folder, kept)
+    target = to or _previous(folder, kept, sha256)
     if target not in kept:
         known = ", ".join(kept) or "none"
         wanted = f"no snapshot {to!r}" if to else "no snapshot before the live one"
         raise NotFound(f"collection {folder.name} has {wanted}; there are: {known}")
     manifest = Snapshot.open(folder / target).manifest
+    layout.set_current(folder, target, manifest.embedder.sha256)
     layout.set_current(folder, target)
+    if sha256 not in ("", manifest.embedder.sha256):
+        layout.pointer(folder, sha256).unlink(missing_ok=True)
     return manifest
 
 
-def _previous(folder: Path, kept: list[str]) -> str:
-    live = layout.current(folder) or ""
+def _previous(folder: Path, kept: list[str], sha256: str) -> str:
+    live = layout.current(folder, sha256) or ""
     try:
         parent = SnapshotManifest.load(folder / live).parent
     except SetupError:
@@ -207,7 +224,8 @@ def _remove_unfinished(folder: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _remove_old(folder: Path, live: str) -> None:
+def _remove_old(folder: Path) -> None:
+    live = layout.pointed(folder)
     for name in layout.snapshots(folder)[:-KEPT_SNAPSHOTS]:
-        if name != live:
+        if name not in live:
             shutil.rmtree(folder / name, ignore_errors=True)

@@ -85,6 +85,8 @@ def environment(installation: Installation, index_dir: Path) -> dict[str, str]:
         "LD_LIBRARY_PATH": os.pathsep.join(filter(None, [str(installation.libraries), libraries])),
         "TRITONRAG_INDEX_DIR": str(index_dir.resolve()),
         "PYTHONUNBUFFERED": "1",
+        # Bytecode beside a model.py makes Triton load that model again with the next one it loads.
+        "PYTHONDONTWRITEBYTECODE": "1",
     }
 
 

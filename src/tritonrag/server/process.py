@@ -16,18 +16,20 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import httpx
 import psutil
 from filelock import FileLock, Timeout
 
-from tritonrag.artifacts import RerankerManifest, variant_repository
-from tritonrag.contract import RERANK
+from tritonrag import rollout
+from tritonrag.artifacts import RerankerManifest
+from tritonrag.contract import MODELS, RERANK
 from tritonrag.errors import SetupError, Unavailable
 from tritonrag.server import installation
 from tritonrag.server.log import cause
+from tritonrag.settings import ADMIN_HEADER
 
 HOST = "127.0.0.1"
 HTTP_PORT, GRPC_PORT, METRICS_PORT = 8000, 8001, 8002
@@ -49,7 +51,10 @@ class Ports:
 
 @dataclass(frozen=True)
 class Running:
-    """A server that was started: its process, where it listens and what it serves."""
+    """A server that was started: its process, where it listens and what it serves.
+
+    ``key`` is what it wants of whoever loads models.
+    """
 
     pid: int
     started: float
@@ -58,6 +63,7 @@ class Running:
     repository: str
     index_dir: str
     config: str = ""
+    key: str = field(default="", repr=False)
 
     @property
     def alive(self) -> bool:
@@ -133,18 +139,22 @@ class EmbeddedServer:
         self.clean_up()
         _check_repository(repository)
         _check_config(repository, config)
+        rollout.refresh(repository)
         _check_ports(ports)
         found = installation.find()
         _make_folder(index_dir, "index-dir")
         installation.lay_out_backends(found, self._dir / "backends")
         prefix = f"tritonrag_{secrets.token_hex(4)}_"
-        process = self._spawn(found, repository, index_dir, ports, config, prefix, bound_to_parent)
+        key = secrets.token_hex(16)
+        process = self._spawn(
+            found, repository, index_dir, ports, config, prefix, key, bound_to_parent
+        )
         self._child = process
         started = Running(
             process.pid, psutil.Process(process.pid).create_time(), prefix, ports,
-            str(repository.resolve()), str(index_dir.resolve()), config,
+            str(repository.resolve()), str(index_dir.resolve()), config, key,
         )  # fmt: skip
-        self._state.write_text(json.dumps(asdict(started), indent=2), encoding="utf-8")
+        self._save(started)
         try:
             self._await_ready(process, started, timeout_s, progress)
         except BaseException:
@@ -199,6 +209,11 @@ class EmbeddedServer:
         finally:
             lock.release()
 
+    def _save(self, running: Running) -> None:
+        self._state.unlink(missing_ok=True)
+        self._state.touch(mode=0o600)  # it holds the key
+        self._state.write_text(json.dumps(asdict(running), indent=2), encoding="utf-8")
+
     def _known(self) -> Running | None:
         try:
             values = json.loads(self._state.read_text(encoding="utf-8"))
@@ -211,15 +226,19 @@ class EmbeddedServer:
 
     def _spawn(
         self, found: installation.Installation, repository: Path, index_dir: Path, ports: Ports,
-        config: str, prefix: str, bound_to_parent: bool,
+        config: str, prefix: str, key: str, bound_to_parent: bool,
     ) -> subprocess.Popen[bytes]:  # fmt: skip
         command = [
             str(found.binary),
             f"--model-repository={repository.resolve()}",
-            *_variant_options(repository, config),
             f"--backend-directory={self._dir / 'backends'}",
             f"--backend-config=python,shm-region-prefix-name={prefix}",
             "--disable-auto-complete-config",
+            "--model-control-mode=explicit",
+            *(f"--load-model={name}" for name in _models(repository, config)),
+            f"--model-config-name={rollout.config_name(config)}",
+            f"--http-restricted-api=model-repository:{ADMIN_HEADER}={key}",
+            f"--grpc-restricted-protocol=model-repository:{ADMIN_HEADER}={key}",
             f"--exit-timeout-secs={EXIT_TIMEOUT_S}",
             f"--http-address={HOST}", f"--http-port={ports.http}",
             f"--grpc-address={HOST}", f"--grpc-port={ports.grpc}",
@@ -275,22 +294,21 @@ def _check_repository(repository: Path) -> None:
 
 
 def _check_config(repository: Path, config: str) -> None:
-    known = sorted({file.stem for file in repository.glob("*/configs/*.pbtxt")})
+    known = rollout.variants(repository)
     if config and config not in known:
         raise SetupError(
             f"--config {config}: no model has a configs/{config}.pbtxt; "
             f"{'choose of: ' + ', '.join(known) if known else 'there are no variants here'}"
         )
     if config == RERANK:
-        RerankerManifest.load(variant_repository(repository, RERANK))
+        RerankerManifest.load(repository)
 
 
-def _variant_options(repository: Path, config: str) -> list[str]:
-    if not config:
-        return []
-    more = variant_repository(repository, config).resolve()
-    repositories = [f"--model-repository={more}"] if more.is_dir() else []
-    return [*repositories, f"--model-config-name={config}"]
+def _models(repository: Path, config: str) -> list[str]:
+    """Return the models to load: all but those that only another config variant serves."""
+    names = sorted(path.parent.name for path in repository.glob("*/config.pbtxt"))
+    variants = {name: MODELS[name].variant for name in names if name in MODELS}
+    return [name for name in names if variants.get(name, "") in ("", config)]
 
 
 def _make_folder(folder: Path, option: str) -> None:
