@@ -3,6 +3,7 @@
     model_repository/embed/1/         model.onnx  tokenizer.json  manifest.json
     model_repository/generate/1/llm/  genai_config.json  model.onnx[.data]  tokenizer.json …
                                       manifest.json
+    model_repository/llm/             config.pbtxt  1/model.json: only where vLLM generates
 
 ``tokenize``, ``retrieve`` and ``prompt`` read their neighbours' manifests, so that a new embedder
 or LLM is one folder to replace and nothing to configure. ``staged`` replaces such a folder as a
@@ -28,6 +29,10 @@ from tritonrag.errors import SetupError
 
 EMBEDDER_DIR = Path("embed/1")
 LLM_DIR = Path("generate/1/llm")
+ENGINES = ("genai", "vllm")
+"""Who runs an exported LLM: ONNX Runtime GenAI inside ``generate``, or Triton's vLLM backend."""
+VLLM_MODEL = "llm"
+"""The model folder that the vLLM backend serves; it exists only while that engine is installed."""
 MANIFEST = "manifest.json"
 
 _Read = TypeVar("_Read", bound="Manifest")
@@ -97,13 +102,18 @@ class EmbedderManifest(Manifest):
 class LlmManifest(Manifest):
     """An installed LLM. ``grounding`` is its default; special tokens are for the chat template.
 
-    ``pointers`` is how many sentence pointers it has (:mod:`tritonrag.quoting`), 0 for most.
+    ``engine`` says who runs it (one of :data:`ENGINES`), ``execution`` on what (``cpu`` or
+    ``cuda``). Each of ``stop_tokens`` ends a generation. ``pointers`` is how many sentence pointers
+    it has (:mod:`tritonrag.quoting`), 0 for most.
     """
 
     context_tokens: int
     grounding: str
     chat_template: str
     special_tokens: dict[str, str]
+    stop_tokens: list[str] = field(default_factory=list)
+    engine: str = "genai"
+    execution: str = "cpu"
     pointers: int = 0
 
     @classmethod
