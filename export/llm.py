@@ -1,63 +1,87 @@
-"""Export a Llama-type LLM into the model repository for ``generate``, with ONNX Runtime GenAI.
+"""Export an LLM into the model repository for ``generate``.
 
     python export/llm.py                                        the demo LLM of this repository
-    python export/llm.py --model meta-llama/Llama-3.2-1B-Instruct --precision int4
+    python export/llm.py --model Qwen/Qwen2.5-0.5B-Instruct --precision int4
+    python export/llm.py --model meta-llama/Llama-3.1-8B-Instruct --precision bf16 \\
+        --execution cuda --gpu-memory 24 --context 16384
+    python export/llm.py --model Qwen/Qwen2.5-7B-Instruct --target vllm
 
-Writes ``<repository>/generate/1/llm/``, or the version that ``--as-version`` names: what the GenAI
-builder makes (``genai_config.json``, ``model.onnx`` with its weights, the tokenizer) and
-``manifest.json`` with the chat template. The result is compared with the original in PyTorch, and a
-model that is not close enough is not installed.
+``--target genai`` writes ``<repository>/generate/1/llm/``, or the version that ``--as-version``
+names: what the ONNX Runtime GenAI builder makes (``genai_config.json``, ``model.onnx`` with its
+weights, the tokenizer) and ``manifest.json`` with the chat template. The result is compared with
+the original in PyTorch, and a model that is not close enough is not installed. ``--target vllm``
+writes the tokenizer and the manifest there, and ``<repository>/llm/``, a model for Triton's vLLM
+backend, which reads the original itself.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import errno
+import hashlib
+import json
+import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from tritonrag import prompting, quoting
 from tritonrag.artifacts import (
+    VLLM_MODEL,
     LlmManifest,
     artifact_facts,
     folder_size,
     installed_versions,
     read_json,
+    sha256,
+    staged,
 )
 from tritonrag.contract import GROUNDINGS
 from tritonrag.errors import SetupError
 from tritonrag.exporting import (
+    BYTES_PER_PARAMETER,
     Plan,
-    common_options,
     first_line,
     installing,
-    judged,
     quieten,
     run,
     size,
     source_of,
     version_of,
 )
-from tritonrag.versions import GENERATE
+from tritonrag.llm_config import USABLE
+from tritonrag.sources import Source
+from tritonrag.versions import GENERATE, installed
 
 try:
     import onnxruntime_genai as genai
     import torch
+    from dequantising import load_dequantised
+    from llm_options import (
+        ARCHITECTURES,
+        VLLM_DTYPES,
+        Recipe,
+        cache_lines,
+        check_options,
+        context_of,
+        parse,
+        recipe_of,
+    )
+    from llm_parity import compare, judge, measure_speed
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils.logging import disable_progress_bar
 except ImportError as missing:
     sys.exit(f"error: {missing}; install what the export needs: pip install 'tritonrag[export]'")
 
-DEMO_MODEL = Path(__file__).parent / "demo_llm" / "model"
-ARCHITECTURES = ("LlamaForCausalLM",)
-MIN_CONTEXT = 256
+BUILDER = Path(__file__).parent / "genai_builder.py"
+PREQUANTISED = {"gptq": {4: "int4", 8: "int8"}, "awq": {4: "int4"}}
+"""Methods of quantised checkpoints that are read, and bits to the precision they are built in."""
 
 DEFAULT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
@@ -67,155 +91,302 @@ DEFAULT_TEMPLATE = (
 """For a model without a chat template: ``Role: content`` paragraphs, then ``Assistant:``."""
 
 
-@dataclass(frozen=True)
-class Tolerance:
-    """How far an export may be from the original.
-
-    ``min_cosine``: mean cosine similarity of the logits, centred per position. Unlike differences
-    of probability it does not depend on how peaked the distributions are, so it also judges a
-    model that was barely trained. ``max_logprob``: difference of the mean log-probability of real
-    text, in nats per token.
-    """
-
-    min_cosine: float
-    max_logprob: float
-
-
-TOLERANCES = {"fp32": Tolerance(0.9999, 0.001), "int4": Tolerance(0.93, 0.15)}
-
-READ, DECODED = 16, 64
-"""Tokens read at once before the decoding, and tokens decoded one by one, in the comparison."""
-
-TEXTS = (
-    "Employees who fall ill during their holiday hand in a medical certificate from the first day "
-    "of illness. The days covered by the certificate do not count as leave. The remaining days are "
-    "agreed anew with the manager, and they expire at the end of March of the following year "
-    "unless the illness lasts beyond that date, in which case the office sets a new one.",
-    "The river rose two metres in a single night. By morning the lower fields were under water, "
-    "the road to the mill was cut, and the farmers had moved their cattle to the hill. Nobody was "
-    "hurt, but the bridge that had stood for two hundred years was gone, and it took the town "
-    "three summers and most of its savings to build another one in the same place.",
-    "A binary search tree keeps smaller keys to the left and larger keys to the right of each "
-    "node, so that a lookup follows one path from the root and takes time that grows with the "
-    "height of the tree. Balanced variants keep that height logarithmic: they rotate nodes after "
-    "an insertion or a deletion, and pay for it with one more field in every node of the tree.",
-    "Bread needs little: flour, water, salt and time. Mix five hundred grams of flour with three "
-    "hundred and fifty of water and let it rest for half an hour. Add ten grams of salt and a "
-    "little yeast, fold the dough four times over two hours, shape it and leave it in a cool place "
-    "overnight. In the morning heat the oven as far as it goes, with a heavy pot inside.",
-)
-PROMPTS = (
-    "Question: How many days of annual leave do employees have?\n\nAnswer:",
-    "The three most important things about a good kitchen are",
-    "Receipts are handed in by the end of the month. After that",
-    "To restart the server, first",
-)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     quieten()
     disable_progress_bar()
-    return run(lambda: plan(options) if options.dry_run else export(options))
 
+    def work() -> None:
+        check_options(options)
+        if options.dry_run:
+            plan(options)
+        elif options.target == "vllm":
+            install_for_vllm(options)
+        else:
+            export(options)
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="Export a Llama-type LLM to ONNX Runtime GenAI for the model `generate`.",
-        epilog="A model whose output differs too much from the original's is not installed.",
-    )
-    common_options(parser, default=str(DEMO_MODEL), default_name="the demo LLM")
-    parser.add_argument(
-        "--precision", choices=tuple(TOLERANCES), default="int4",
-        help="of the weights (default: %(default)s)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--grounding", choices=GROUNDINGS,
-        help="how `generate` answers by default (default: `tritonrag_grounding` in the model's "
-        "config.json, else free)",
-    )  # fmt: skip
-    return parser.parse_args(arguments)
+    return run(work)
 
 
 def plan(options: argparse.Namespace) -> None:
     """Print what an export would do."""
-    Plan.of(options, options.repository / GENERATE.folder(version_of(options, GENERATE))).show()
+    vllm = options.target == "vllm"
+    artefact = GENERATE.folder(version_of(options, GENERATE))
+    target = options.repository / (VLLM_MODEL if vllm else artefact)
+    named = options.precision or "bf16"
+    planned = Plan.of(argparse.Namespace(**(vars(options) | {"precision": named})), target)
+    config = read_json(planned.config)
+    if vllm:
+        planned = dataclasses.replace(planned, rebuilt=False)
+    else:
+        check_config(options.model, config, options.precision)
+    if config.get("quantization_config"):
+        # Several weights are packed into each number of the files, so these sizes are theirs.
+        stored = sum(file.bytes for file in planned.files if file.name.endswith(".safetensors"))
+        parameters = round(stored / BYTES_PER_PARAMETER["int4"])
+        planned = dataclasses.replace(planned, artefact=stored, parameters=parameters)
+    planned.show(cache_lines(options, config, planned.artefact))
 
 
 def export(options: argparse.Namespace) -> None:
+    """Build, compare and install a model for ONNX Runtime GenAI."""
     started = time.perf_counter()
     version = version_of(options, GENERATE)
     found = source_of(options)
     source = found.folder
-    config = check_config(source)
-    grounding = options.grounding or config.get("tritonrag_grounding", "free")
-    if grounding not in GROUNDINGS:
-        raise SetupError(f"{source}: tritonrag_grounding {grounding!r} is not one of {GROUNDINGS}")
-    model, tokenizer = load(source)
-    template, special_tokens = chat(tokenizer)
-    pointers = config.get("tritonrag_pointers", 0)
-    check_pointers(tokenizer, pointers)
-    name = options.name or found.id
-    millions = model.num_parameters() / 1e6
-    print(f"{name}: {millions:.1f} M parameters, grounding {grounding}")
+    config: dict[str, Any] = read_json(source / "config.json")
+    check_config(str(source), config, options.precision)
+    comparable = check_device(options)
+    described, tokenizer = describe(options, found, config)
+    model = load(source, config, tokenizer)
+    weights = round(model.num_parameters() * BYTES_PER_PARAMETER[options.precision])
+    recipe = recipe_of(options, config, weights)
+    print(
+        f"{described['model']}: {model.num_parameters() / 1e6:.1f} M parameters, "
+        f"context {recipe.context}, grounding {described['grounding']}"
+    )
 
     target = options.repository / GENERATE.folder(version)
     with installing(options.repository, GENERATE, version) as folder:
-        print(f"building for ONNX Runtime GenAI, {options.precision} …", flush=True)
-        build(source, folder, options.precision)
-        print("comparing with the original …", flush=True)
-        parity = compare(model, tokenizer, folder)
-        forced = judge(parity, options.precision, options.force)
+        print(
+            f"building for ONNX Runtime GenAI, {recipe.precision} on {recipe.execution} …",
+            flush=True,
+        )
+        build(source, folder, recipe)
+        stop_tokens = stops_of(folder, source, tokenizer)
+        parity: dict[str, float] = {}
+        speed: dict[str, float] = {}
+        forced = True
+        if comparable:
+            print("comparing with the original …", flush=True)
+            parity = compared(model, tokenizer, source, folder, recipe)
+            forced = judge(parity, recipe.precision, options.force)
+            speed = measure_speed(folder, tokenizer, recipe.context)
         LlmManifest(
-            model=name,
-            revision=found.revision,
-            precision=options.precision,
+            **described,
             **artifact_facts(folder),
+            precision=recipe.precision,
+            execution=recipe.execution,
             source_files=found.hashes(),
+            options=recipe.named(),
             forced=forced,
-            context_tokens=model.config.max_position_embeddings,
-            grounding=grounding,
-            chat_template=template,
-            special_tokens=special_tokens,
+            context_tokens=recipe.context,
+            stop_tokens=stop_tokens,
             parity=parity,
-            versions=installed_versions("torch", "transformers", "onnxruntime-genai"),
-            pointers=pointers,
+            speed=speed,
+            # The package for CUDA has another name.
+            versions=installed_versions("torch", "transformers")
+            | {"onnxruntime-genai": genai.__version__},
         ).save(folder)
+    remove_unused(options.repository)
     seconds = time.perf_counter() - started
     print(f"wrote {target}: {size(folder_size(target))} in {seconds:.1f} s")
 
 
-def check_config(source: Path) -> dict[str, Any]:
-    """Return the model's config.json if it is of a kind that this export knows."""
-    config: dict[str, Any] = read_json(source / "config.json")
+def compared(
+    model: Any, tokenizer: Any, source: Path, folder: Path, recipe: Recipe
+) -> dict[str, float]:
+    """Compare the built model; a paged one gives no logits, so that the same weights without do."""
+    if not recipe.paged:
+        return compare(model, tokenizer, folder, folder)
+    unpaged = folder / "unpaged"
+    build(source, unpaged, dataclasses.replace(recipe, paged=None))
+    parity = compare(model, tokenizer, unpaged, folder)
+    shutil.rmtree(unpaged)
+    return parity
+
+
+def install_for_vllm(options: argparse.Namespace) -> None:
+    """Write the vLLM backend's model, and what ``prompt`` and ``generate`` read of it."""
+    found = source_of(options)
+    config: dict[str, Any] = read_json(found.folder / "config.json")
+    context = context_of(options, config)
+    described, tokenizer = describe(options, found, config)
+    if described["grounding"] != "free":
+        raise SetupError(
+            f"{found.folder}: answers by grounding {described['grounding']!r}, which constrains "
+            "the decoder, and vLLM is not asked for that; export it with --grounding free"
+        )
+    target = options.repository / VLLM_MODEL
+    if target.exists() and not is_ours(target):
+        raise SetupError(f"{target}: a model of your own has the name that this needs; rename it")
+    version = version_of(options, GENERATE)
+    with staged(target) as model, installing(options.repository, GENERATE, version) as folder:
+        tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
+        sources = found.hashes()
+        LlmManifest(
+            **described,
+            engine="vllm",
+            execution="cuda",
+            precision=options.precision or str(config.get("dtype") or "auto"),
+            sha256=hashlib.sha256(json.dumps(sources, sort_keys=True).encode()).hexdigest(),
+            bytes=sum(file.bytes for file in found.files()),
+            files={"tokenizer.json": sha256(folder / "tokenizer.json")},
+            source_files=sources,
+            context_tokens=context,
+            stop_tokens=texts_of(tokenizer, wanted_stops(found.folder, tokenizer)),
+            versions=installed_versions("transformers"),
+        ).save(folder)
+        (model / "1").mkdir()
+        (model / "config.pbtxt").write_text(VLLM_CONFIG, encoding="utf-8")
+        arguments = json.dumps(vllm_arguments(options, found, context), indent=2)
+        (model / "1" / "model.json").write_text(arguments + "\n", encoding="utf-8")
+    print(
+        f"wrote {target} for Triton's vLLM backend; it reads the original, so nothing is compared"
+    )
+
+
+VLLM_CONFIG = f"""\
+# The LLM on Triton's vLLM backend, called by `generate`; written by export/llm.py.
+name: "{VLLM_MODEL}"
+backend: "vllm"
+
+# vLLM batches by itself, and decides which GPUs it takes.
+max_batch_size: 0
+model_transaction_policy {{ decoupled: true }}
+instance_group [ {{ kind: KIND_MODEL, count: 1 }} ]
+
+input [
+  {{ name: "text_input", data_type: TYPE_STRING, dims: [ 1 ] }},
+  {{ name: "stream", data_type: TYPE_BOOL, dims: [ 1 ], optional: true }},
+  {{ name: "sampling_parameters", data_type: TYPE_STRING, dims: [ 1 ], optional: true }},
+  {{ name: "exclude_input_in_output", data_type: TYPE_BOOL, dims: [ 1 ], optional: true }},
+  {{ name: "return_finish_reason", data_type: TYPE_BOOL, dims: [ 1 ], optional: true }},
+  {{ name: "return_num_output_tokens", data_type: TYPE_BOOL, dims: [ 1 ], optional: true }}
+]
+output [
+  {{ name: "text_output", data_type: TYPE_STRING, dims: [ -1 ] }},
+  {{ name: "finish_reason", data_type: TYPE_STRING, dims: [ -1 ] }},
+  {{ name: "num_output_tokens", data_type: TYPE_UINT32, dims: [ -1 ] }}
+]
+"""
+
+
+def remove_unused(repository: Path) -> None:
+    """Remove the vLLM backend's model where no installed version is generated by it."""
+    engines = {LlmManifest.load(repository, n).engine for n in installed(repository, GENERATE)}
+    if "vllm" not in engines and is_ours(repository / VLLM_MODEL):
+        shutil.rmtree(repository / VLLM_MODEL)
+
+
+def is_ours(model: Path) -> bool:
+    """Return whether a model's folder is one that this program wrote."""
+    config = model / "config.pbtxt"
+    return config.is_file() and VLLM_CONFIG.splitlines()[0] in config.read_text(encoding="utf-8")
+
+
+def vllm_arguments(options: argparse.Namespace, found: Source, context: int) -> dict[str, Any]:
+    """Return vLLM's engine arguments, which the backend reads from ``model.json``."""
+    served = options.serve_from or (found.id if found.revision else str(found.folder.resolve()))
+    arguments = {
+        "model": served,
+        "dtype": VLLM_DTYPES.get(options.precision, "auto"),
+        "max_model_len": context,
+        "gpu_memory_utilization": options.gpu_utilization or USABLE,
+        "tensor_parallel_size": options.tensor_parallel or 1,
+        # The same passages head many prompts.
+        "enable_prefix_caching": True,
+    }
+    return arguments | ({"revision": found.revision} if served == found.id else {})
+
+
+def check_config(source: str, config: dict[str, Any], precision: str) -> None:
+    """Check that a model's config.json is of a kind that the builder makes."""
     architectures = config.get("architectures") or ["none named"]
     if not set(architectures) & set(ARCHITECTURES):
         raise SetupError(
             f"{source}: its architecture is {', '.join(architectures)}; "
-            f"supported is {', '.join(ARCHITECTURES)}"
+            f"supported are {', '.join(ARCHITECTURES)}"
         )
-    context = config.get("max_position_embeddings", 0)
-    if context < MIN_CONTEXT:
-        raise SetupError(f"{source}: a context of {context} tokens is too short to answer from")
-    return config
+    quantised = config.get("quantization_config")
+    if quantised:
+        method, bits = str(quantised.get("quant_method")), quantised.get("bits")
+        built = PREQUANTISED.get(method, {}).get(bits)
+        if built is None:
+            raise SetupError(
+                f"{source}: its weights are quantised by {method} to {bits} bits; supported are "
+                "gptq (4, 8) and awq (4), and models that are not quantised"
+            )
+        if precision != built:
+            raise SetupError(
+                f"{source}: its weights are quantised by {method} to {bits} bits and stay as they "
+                f"are; give --precision {built}"
+            )
 
 
-def load(source: Path) -> tuple[Any, Any]:
+def check_device(options: argparse.Namespace) -> bool:
+    """Return whether the export can be run here, and so compared with the original."""
+    if options.execution == "cpu" or genai.is_cuda_available():
+        return True
+    if not options.force:
+        raise SetupError(
+            "--execution cuda: there is no GPU here for this ONNX Runtime GenAI, so that the model "
+            "could not be compared with the original; export where onnxruntime-genai-cuda and a "
+            "GPU are, or add --force to install it uncompared"
+        )
+    print("warning: no GPU here: the model is installed uncompared", file=sys.stderr)
+    return False
+
+
+def describe(
+    options: argparse.Namespace, found: Source, config: dict[str, Any]
+) -> tuple[dict[str, Any], Any]:
+    """Return what a manifest says of the model whichever engine runs it, and its tokenizer."""
+    grounding = options.grounding or config.get("tritonrag_grounding", "free")
+    if grounding not in GROUNDINGS:
+        raise SetupError(
+            f"{found.folder}: tritonrag_grounding {grounding!r} is not one of {GROUNDINGS}"
+        )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        model, info = AutoModelForCausalLM.from_pretrained(
-            source, dtype=torch.float32, output_loading_info=True
-        )
+        tokenizer = AutoTokenizer.from_pretrained(found.folder)
+    except Exception as error:  # transformers raises whatever it likes
+        raise SetupError(
+            f"{found.folder}: its tokenizer cannot be loaded: {first_line(error)}"
+        ) from error
+    template, special_tokens = chat(tokenizer)
+    pointers = config.get("tritonrag_pointers", 0)
+    check_pointers(tokenizer, pointers)
+    described = {
+        "model": options.name or found.id,
+        "revision": found.revision,
+        "grounding": grounding,
+        "chat_template": template,
+        "special_tokens": special_tokens,
+        "pointers": pointers,
+    }
+    return described, tokenizer
+
+
+def load(source: Path, config: dict[str, Any], tokenizer: Any) -> Any:
+    """Return the original in fp32, a quantised one with the weights that its codes stand for."""
+    try:
+        if config.get("quantization_config"):
+            model, missing = load_dequantised(source, config["quantization_config"])
+        else:
+            model, info = AutoModelForCausalLM.from_pretrained(
+                source, dtype=torch.float32, output_loading_info=True
+            )
+            missing = sorted(info["missing_keys"])
+    except SetupError:
+        raise
     except Exception as error:  # transformers and safetensors raise whatever they like
         raise SetupError(f"{source}: cannot be loaded: {first_line(error)}") from error
-    missing = sorted(info["missing_keys"])
     if missing:
         raise SetupError(f"{source}: its weights lack {len(missing)}, such as {missing[0]}")
-    tokens, rows = len(tokenizer), model.config.vocab_size
-    # Models often pad their vocabulary by a few rows; a tenth of it is another tokenizer's.
-    if not 0.9 * rows <= tokens <= rows:
-        raise SetupError(f"{source}: the tokenizer has {tokens} tokens, the model {rows}")
-    return model.eval(), tokenizer
+    check_vocabulary(source, tokenizer, model.config.vocab_size)
+    return model.eval()
+
+
+def check_vocabulary(source: Path, tokenizer: Any, rows: int) -> None:
+    """Check that tokenizer and weights are of one model.
+
+    Models often pad their vocabulary by a few rows; a tenth of it is another tokenizer's. Some
+    tokenizers have special tokens more than the model has rows, which no text becomes.
+    """
+    beyond = {number for number in tokenizer.get_vocab().values() if number >= rows}
+    special = {n for n, token in tokenizer.added_tokens_decoder.items() if token.special}
+    if len(tokenizer) < 0.9 * rows or not beyond <= special:
+        raise SetupError(f"{source}: the tokenizer has {len(tokenizer)} tokens, the model {rows}")
 
 
 def chat(tokenizer: Any) -> tuple[str, dict[str, str]]:
@@ -245,124 +416,64 @@ def check_pointers(tokenizer: Any, pointers: int) -> None:
             )
 
 
-def build(source: Path, folder: Path, precision: str) -> None:
+def build(source: Path, folder: Path, recipe: Recipe) -> None:
     """Run the GenAI builder; its many lines are shown only if it fails."""
-    with tempfile.TemporaryDirectory() as cache:
+    folder.mkdir(exist_ok=True)
+    # What it stores on its way lies on the disk that `--dry-run` looks at, and goes with `folder`.
+    with tempfile.TemporaryDirectory(dir=folder) as cache:
         done = subprocess.run(
             [
-                sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", str(source),
-                "-o", str(folder), "-p", precision, "-e", "cpu", "-c", cache,
+                sys.executable, str(BUILDER), "-i", str(source),
+                "-o", str(folder), "-p", recipe.precision, "-e", recipe.execution, "-c", cache,
+                "--extra_options", *recipe.extras(),
             ],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
         )  # fmt: skip
     if done.returncode:
+        if os.strerror(errno.ENOSPC) in done.stdout:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
         print(done.stdout, file=sys.stderr)
         raise SetupError(
             f"{source}: the ONNX Runtime GenAI builder failed ({done.returncode}), output above"
         )
+    set_context(folder, recipe.context)
 
 
-def compare(model: Any, tokenizer: Any, folder: Path) -> dict[str, float]:
-    """Decode the same tokens with both, on real text and on the original's own greedy answers."""
-    try:
-        exported = genai.Model(str(folder))
-    except Exception as error:  # GenAI raises RuntimeError and others
-        raise SetupError(f"the built model cannot be loaded: {first_line(error)}") from error
-    check_tokens(tokenizer, genai.Tokenizer(exported))
-    texts = [tokens_of(tokenizer, text)[: READ + DECODED + 1] for text in TEXTS]
-    answers = [greedy(model, tokens_of(tokenizer, prompt)) for prompt in PROMPTS]
-    cosines, logprobs, agreed = [], [], []
-    for kind, sequences in (("text", texts), ("answer", answers)):
-        for tokens in sequences:
-            start = len(tokens) - DECODED - 1 if kind == "answer" else READ
-            wanted = original_logits(model, tokens, start)
-            got = exported_logits(exported, tokens, start)
-            cosines.append(cosine(wanted, got))
-            if kind == "text":
-                following = tokens[start + 1 :]
-                logprobs.append(logprob(got, following) - logprob(wanted, following))
-            else:
-                agreed.append(got.argmax(1) == wanted.argmax(1))
-    parity = {
-        "logit_cosine": float(np.concatenate(cosines).mean()),
-        "logprob_difference": float(np.concatenate(logprobs).mean()),
-        "greedy_agreement": float(np.concatenate(agreed).mean()),
-    }
-    for name, value in parity.items():
-        print(f"  {name:20} {value:10.6f}")
-    return {name: round(value, 8) for name, value in parity.items()}
+def set_context(folder: Path, context: int) -> None:
+    """Write the context into the built model's settings; the builder takes the model's own."""
+    path = folder / "genai_config.json"
+    settings = read_json(path)
+    settings["model"]["context_length"] = context
+    settings["search"]["max_length"] = context
+    path.write_text(json.dumps(settings, indent=4), encoding="utf-8")
 
 
-def check_tokens(tokenizer: Any, exported: genai.Tokenizer) -> None:
-    """Check that GenAI's own tokenizer, which the server uses, reads text as the original does."""
-    for text in (*TEXTS, *PROMPTS, "Café: 20 °C\n\n[1] 東京, “2024”"):
-        wanted = tokenizer(text, add_special_tokens=False)["input_ids"]
-        got = [int(token) for token in exported.encode(text)]
-        if got[:1] == [tokenizer.bos_token_id]:
-            del got[0]
-        if got != wanted:
-            raise SetupError(f"ONNX Runtime GenAI's tokenizer reads {text[:40]!r} differently")
+def stops_of(folder: Path, source: Path, tokenizer: Any) -> list[str]:
+    """Return the tokens that end a generation in the built model."""
+    found = read_json(folder / "genai_config.json")["model"]["eos_token_id"]
+    numbers = found if isinstance(found, list) else [found]
+    lost = wanted_stops(source, tokenizer) - set(numbers)
+    if lost:
+        raise SetupError(
+            f"{source}: {', '.join(texts_of(tokenizer, lost))} would not end a generation: the "
+            "builder left it out of eos_token_id"
+        )
+    return texts_of(tokenizer, numbers)
 
 
-def tokens_of(tokenizer: Any, text: str) -> list[int]:
-    return list(tokenizer(text)["input_ids"])
+def wanted_stops(source: Path, tokenizer: Any) -> set[int]:
+    """Return the ids that end a generation of the original: of its settings and its tokenizer."""
+    wanted: set[int] = set()
+    for name in ("generation_config.json", "config.json"):
+        found = read_json(source / name, default={}).get("eos_token_id")
+        if found is not None:
+            wanted |= set(found if isinstance(found, list) else [found])
+            break
+    return wanted | ({tokenizer.eos_token_id} - {None})
 
 
-def greedy(model: Any, prompt: list[int]) -> list[int]:
-    """Return the prompt and the original's greedy answer of exactly ``DECODED + 1`` tokens."""
-    with torch.no_grad():
-        output = model.generate(
-            torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.int64),
-            do_sample=False, min_new_tokens=DECODED + 1, max_new_tokens=DECODED + 1,
-        )  # fmt: skip
-    return output[0].tolist()
-
-
-def original_logits(model: Any, tokens: list[int], start: int) -> np.ndarray:
-    """Return the logits [n, vocabulary] after each token from ``start`` to the last but one."""
-    with torch.no_grad():
-        return model(torch.tensor([tokens])).logits[0, start:-1].numpy()
-
-
-def exported_logits(model: genai.Model, tokens: list[int], start: int) -> np.ndarray:
-    """Return the same from the export: one prefill, then token by token with its KV cache."""
-    parameters = genai.GeneratorParams(model)
-    parameters.set_search_options(max_length=len(tokens), do_sample=False)
-    generator = genai.Generator(model, parameters)
-    rows = []
-    for piece in (tokens[: start + 1], *([token] for token in tokens[start + 1 : -1])):
-        generator.append_tokens(np.array(piece, dtype=np.int32))
-        rows.append(generator.get_logits()[0, -1])
-    return np.stack(rows)
-
-
-def cosine(wanted: np.ndarray, got: np.ndarray) -> np.ndarray:
-    wanted = wanted - wanted.mean(1, keepdims=True)
-    got = got - got.mean(1, keepdims=True)
-    return (wanted * got).sum(1) / (np.linalg.norm(wanted, axis=1) * np.linalg.norm(got, axis=1))
-
-
-def logprob(logits: np.ndarray, following: list[int]) -> np.ndarray:
-    """Return the log-probability of the token that follows each position, in nats."""
-    shifted = logits - logits.max(1, keepdims=True)
-    chosen = shifted[np.arange(len(following)), following]
-    return chosen - np.log(np.exp(shifted).sum(1))
-
-
-def judge(parity: dict[str, float], precision: str, force: bool) -> bool:
-    """Return whether the model is installed by force only."""
-    tolerance = TOLERANCES[precision]
-    # A comparison with NaN is false, so this form refuses one.
-    close = (
-        parity["logit_cosine"] >= tolerance.min_cosine
-        and abs(parity["logprob_difference"]) <= tolerance.max_logprob
-    )
-    finding = (
-        f"too far from the original for {precision}: logit cosine {parity['logit_cosine']:.4f} "
-        f"(at least {tolerance.min_cosine}), log-probability "
-        f"{parity['logprob_difference']:+.4f} nats per token (at most {tolerance.max_logprob})"
-    )
-    return judged(close, finding, force=force)
+def texts_of(tokenizer: Any, numbers: Sequence[int] | set[int]) -> list[str]:
+    return [str(text) for text in tokenizer.convert_ids_to_tokens(sorted(set(numbers)))]
 
 
 if __name__ == "__main__":

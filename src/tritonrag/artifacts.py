@@ -5,6 +5,7 @@
                                       manifest.json
     model_repository/rerank/1/cross_encoder/
                                       model.onnx  tokenizer.json  manifest.json
+    model_repository/llm/             config.pbtxt  1/model.json: only where vLLM generates
 
 ``tokenize``, ``retrieve`` and ``prompt`` read their neighbours' manifests, each of its own version,
 so that a new embedder or LLM is one folder to replace and nothing to configure. ``staged`` replaces
@@ -29,6 +30,10 @@ from typing import Any, TypeVar
 from tritonrag.errors import SetupError
 from tritonrag.versions import EMBED, FIRST, GENERATE, MANIFEST, RERANK, Kind, live_version
 
+ENGINES = ("genai", "vllm")
+"""Who runs an exported LLM: ONNX Runtime GenAI inside ``generate``, or Triton's vLLM backend."""
+VLLM_MODEL = "llm"
+"""The model folder that the vLLM backend serves; it exists only while that engine is installed."""
 PLAN = "model.plan"
 """A TensorRT plan, beside the ONNX file that it was built from."""
 
@@ -119,13 +124,18 @@ class EmbedderManifest(Manifest):
 class LlmManifest(Manifest):
     """An installed LLM. ``grounding`` is its default; special tokens are for the chat template.
 
-    ``pointers`` is how many sentence pointers it has (:mod:`tritonrag.quoting`), 0 for most.
+    ``engine`` says who runs it (one of :data:`ENGINES`), ``execution`` on what (``cpu`` or
+    ``cuda``). Each of ``stop_tokens`` ends a generation. ``pointers`` is how many sentence pointers
+    it has (:mod:`tritonrag.quoting`), 0 for most.
     """
 
     context_tokens: int
     grounding: str
     chat_template: str
     special_tokens: dict[str, str]
+    stop_tokens: list[str] = field(default_factory=list)
+    engine: str = "genai"
+    execution: str = "cpu"
     pointers: int = 0
 
     @classmethod

@@ -200,7 +200,10 @@ def judged(close: bool, finding: str, *, force: bool) -> bool:
 
 @dataclass(frozen=True)
 class Plan:
-    """What an export would read and write; sizes in bytes."""
+    """What an export would read and write; sizes in bytes.
+
+    ``rebuilt`` False: the server reads the original, and only settings are written.
+    """
 
     model: str
     revision: str
@@ -209,6 +212,7 @@ class Plan:
     parameters: int
     target: Path
     artefact: int
+    rebuilt: bool = True
 
     @classmethod
     def of(cls, options: argparse.Namespace, target: Path) -> Plan:
@@ -235,24 +239,33 @@ class Plan:
         missing = [file for file in self.files if not file.here]
         download = ", ".join(f"{file.name} ({size(file.bytes)})" for file in missing)
         total = sum(file.bytes for file in self.files)
-        place = next(p for p in (self.target, *self.target.absolute().parents) if p.exists())
-        # The original in fp32, the export beside it, and the copy that is compared.
-        exporting = 4 * self.parameters + 2 * self.artefact
         lines = [
             ("model", f"{self.model}, {self.parameters / 1e6:.1f} M parameters"),
             ("revision", self.revision or "a local folder"),
             ("reads", f"{len(self.files)} files, {size(total)}"),
             ("downloads", f"{size(sum(f.bytes for f in missing))}: {download}" if missing
              else "nothing"),
+            *self._costs(),
+            *more,
+        ]  # fmt: skip
+        for what, text in lines:
+            print(f"{what:10} {text}")
+
+    def _costs(self) -> list[tuple[str, str]]:
+        """Return the lines of what is written and what it takes."""
+        if not self.rebuilt:
+            return [("writes", f"{self.target}, settings only; weights {size(self.artefact)} when "
+                     "served")]  # fmt: skip
+        place = next(p for p in (self.target, *self.target.absolute().parents) if p.exists())
+        # The original in fp32, the export beside it, and the copy that is compared.
+        exporting = 4 * self.parameters + 2 * self.artefact
+        return [
             ("writes", f"{self.target}, about {size(self.artefact)}"),
             ("disk", f"about {size(2 * self.artefact)} while exporting; "
              f"{size(shutil.disk_usage(place).free)} free"),
             ("memory", f"about {size(exporting)} while exporting; weights {size(self.artefact)} "
              "when served"),
-            *more,
         ]  # fmt: skip
-        for what, text in lines:
-            print(f"{what:10} {text}")
 
 
 def size(count: float) -> str:

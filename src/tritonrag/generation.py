@@ -63,6 +63,24 @@ class Generation:
             _check(bool(self.passages), "citations", "none", "passages to quote (grounding=quote)")
 
 
+def room_for(generation: Generation, prompt_tokens: int, context: int) -> int:
+    """Return how many tokens an LLM's context leaves for the answer.
+
+    Raises:
+        InvalidRequest: the prompt fills it, or more tokens are asked for than it holds.
+    """
+    if generation.max_tokens > context:
+        raise InvalidRequest(
+            f"max_tokens: is {generation.max_tokens}, expected 1 to {context} (the context)"
+        )
+    room = context - prompt_tokens
+    if room < 1:
+        raise InvalidRequest(
+            f"prompt: is {prompt_tokens} tokens, over the LLM's context of {context}; shorten it"
+        )
+    return room
+
+
 @dataclass
 class Usage:
     """Tokens and times of one generation; times in milliseconds since it was submitted."""

@@ -22,7 +22,7 @@ from packaging.utils import canonicalize_name
 from pathspec import PathSpec
 from typer.testing import CliRunner
 
-from tritonrag.contract import RERANK
+from tritonrag.contract import MODELS, RERANK
 from tritonrag.rollout import config_name
 from tritonrag.server.process import GRPC_PORT, HTTP_PORT, METRICS_PORT
 from tritonrag.settings import ADMIN_HEADER

@@ -46,7 +46,9 @@ def program(name: str) -> ModuleType:
     return module
 
 
+sys.path.insert(0, str(PROGRAMS))  # as it is where one of them runs
 embedder, llm = program("embedder"), program("llm")
+llm_parity = sys.modules["llm_parity"]
 
 
 def train_tokenizer(texts: tuple[str, ...], folder: Path, **special: str) -> int:
@@ -101,7 +103,7 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "tiny-llama"
     special = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
-    size = train_tokenizer(llm.TEXTS + llm.PROMPTS, folder, **special)
+    size = train_tokenizer(llm_parity.TEXTS + llm_parity.PROMPTS, folder, **special)
     save_llama(folder, seed=0, size=size)
     return folder
 
@@ -372,7 +374,7 @@ def test_llm_too_far_from_the_original_leaves_the_old_one(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def other_weights(_source: Path, folder: Path, _precision: str) -> None:
+    def other_weights(_source: Path, folder: Path, _recipe: Any) -> None:
         shutil.copytree(with_llm / LLM_DIR, folder, dirs_exist_ok=True)
 
     save_llama(copy, seed=1)

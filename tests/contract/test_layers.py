@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[2] / "src/tritonrag"
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"contract", "errors"}),
     frozenset({"limits", "settings", "versions"}),
-    frozenset({"artifacts", "fusion", "markup", "overlap", "quoting"}),
+    frozenset({"artifacts", "fusion", "llm_config", "markup", "overlap", "quoting"}),
     frozenset({"documents", "generation", "prompting", "rollout", "sources", "tokenizing"}),
     frozenset({"chunking", "exporting", "reranking"}),
     frozenset({"index", "engines"}),

@@ -54,7 +54,7 @@ class ScriptedEngine:
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch) -> ScriptedEngine:
     engine = ScriptedEngine()
-    monkeypatch.setattr(tritonrag.engines, "load_engine", lambda args: engine)
+    monkeypatch.setattr(tritonrag.engines, "load_engine", lambda args, models: engine)
     return engine
 
 

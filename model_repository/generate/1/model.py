@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from tritonrag.backend.calling import TritonModels
 from tritonrag.backend.streaming import generate, stream
 from tritonrag.engines import load_engine
 from tritonrag.settings import ModelArgs
@@ -25,7 +26,7 @@ from tritonrag.settings import ModelArgs
 
 class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
-        self._engine = load_engine(ModelArgs.parse(args))
+        self._engine = load_engine(ModelArgs.parse(args), TritonModels())
 
     def execute(self, requests: list[Any]) -> None:
         stream(requests, self._handle)

@@ -1,7 +1,8 @@
 """The engines behind ``generate``, and the choice between them.
 
 ``LLM_API_URL`` set: any OpenAI-compatible endpoint. Else: the exported model in the repository, on
-ONNX Runtime GenAI. ``prompt`` asks here too, so that it writes what the chosen engine reads.
+the engine that its manifest names: ONNX Runtime GenAI in this process, or Triton's vLLM backend in
+another model. ``prompt`` asks here too, so that it writes what the chosen engine reads.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from tritonrag.artifacts import LlmManifest, llm_dir
+from tritonrag.artifacts import ENGINES, LlmManifest, llm_dir
 from tritonrag.contract import DEFAULT_MAX_TOKENS
+from tritonrag.engines.vllm import ModelCaller, VllmEngine
+from tritonrag.errors import SetupError
 from tritonrag.generation import Engine
 from tritonrag.prompting import PromptBuilder, chat_template
 from tritonrag.settings import ModelArgs, RemoteLlmSettings
@@ -21,14 +24,15 @@ BYTES_PER_TOKEN = 3
 """Cautious estimate of UTF-8 bytes in a token, where the endpoint's tokenizer is not known."""
 
 
-def load_engine(args: ModelArgs) -> Engine:
-    """Return the engine of the ``generate`` model.
+def load_engine(args: ModelArgs, models: ModelCaller | None = None) -> Engine:
+    """Return the engine of the ``generate`` model; ``models`` are the others of its server, if any.
 
     Its config parameters: ``queue_size`` (generations waiting or running before more are refused)
     and ``threads`` (of the local engine; 0 is one per core).
 
     Raises:
-        SetupError: no LLM is installed and no endpoint is named, or a setting is out of bounds.
+        SetupError: no LLM is installed and no endpoint is named, its engine is not known here, or a
+            setting is out of bounds.
     """
     queue_size = args.integer("queue_size", 64, 1, 100_000)
     remote = RemoteLlmSettings.from_environment()
@@ -36,6 +40,13 @@ def load_engine(args: ModelArgs) -> Engine:
         from tritonrag.engines.openai_api import OpenAiEngine
 
         return OpenAiEngine(remote, queue_size)
+    chosen = LlmManifest.load(args.repository, args.version).engine
+    if chosen == "vllm":
+        if models is None:
+            raise SetupError("the installed LLM runs on Triton's vLLM backend: start the server")
+        return VllmEngine(args.repository, args.version, models, queue_size=queue_size)
+    if chosen != "genai":
+        raise SetupError(f"the LLM's manifest names the engine {chosen!r}, not one of {ENGINES}")
     from tritonrag.engines.genai import GenaiEngine
 
     threads = args.integer("threads", 0, 0, 1024)

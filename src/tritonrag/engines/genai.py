@@ -28,7 +28,7 @@ from tokenizers.decoders import DecodeStream
 from tritonrag.artifacts import LlmManifest, llm_dir, read_json
 from tritonrag.engines.admission import CANCEL_POLL_S, Admission
 from tritonrag.errors import InternalError, InvalidRequest, SetupError, Unavailable
-from tritonrag.generation import Generation, Sink, TextStream
+from tritonrag.generation import Generation, Sink, TextStream, room_for
 from tritonrag.quoting import REFUSAL, quote_grammar
 
 LOG = logging.getLogger(__name__)
@@ -120,22 +120,13 @@ class GenaiEngine:
 
     def _encode(self, generation: Generation) -> tuple[npt.NDArray[np.int32], int]:
         """Return the prompt's token ids and how many tokens the context leaves for the answer."""
-        context = self._manifest.context_tokens
-        if generation.max_tokens > context:
-            raise InvalidRequest(
-                f"max_tokens: is {generation.max_tokens}, expected 1 to {context} (the context)"
-            )
         if generation.seed is not None and generation.temperature > 0 and not self._dynamic:
             raise InvalidRequest(
                 "seed: this LLM batches statically (as on the CPU), where one request's sampling "
                 "cannot be seeded; leave it out, or set temperature to 0"
             )
         ids = self._ids(generation.prompt)
-        room = context - len(ids)
-        if room < 1:
-            raise InvalidRequest(
-                f"prompt: is {len(ids)} tokens, over the LLM's context of {context}; shorten it"
-            )
+        room = room_for(generation, len(ids), self._manifest.context_tokens)
         return np.array(ids, dtype=np.int32), room
 
     def _grammar(self, passages: Sequence[tuple[int, str]]) -> str:
@@ -149,7 +140,7 @@ class GenaiEngine:
 
     def _own(self, folder: Path, threads: int, ready: queue.SimpleQueue[Exception | None]) -> None:
         try:
-            self._model = _load(folder, threads)
+            self._model = load_model(folder, threads)
             self._make_engine()
             self._warm_up()
         except Exception as error:  # whatever the library raises, the load has failed
@@ -280,7 +271,8 @@ class GenaiEngine:
                 turn.request.cancel_turn(turn.turn_id)
 
 
-def _load(folder: Path, threads: int) -> og.Model:
+def load_model(folder: Path, threads: int = 0) -> og.Model:
+    """Load an exported model; ``threads`` 0 is one per core. Raises what the library raises."""
     # Unset, the library used one of two cores; set to both, prefill and decode ran 1.5 to 1.7 times
     # as fast.
     session = {"intra_op_num_threads": threads or len(os.sched_getaffinity(0))}

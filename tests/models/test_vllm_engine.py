@@ -1,0 +1,301 @@
+"""The vLLM engine with a caller that replies what the test tells it to."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tritonrag.artifacts import LLM_DIR, LlmManifest
+from tritonrag.engines import load_engine
+from tritonrag.engines.vllm import Reply, VllmEngine
+from tritonrag.errors import Cancelled, InternalError, InvalidRequest, SetupError, Unavailable
+from tritonrag.generation import Generation, Usage
+from tritonrag.settings import ModelArgs
+
+QUEUE_SIZE = 3
+
+
+def reply(text: str, reason: str = "None", tokens: int = 1) -> Reply:
+    return {"text_output": [text], "finish_reason": [reason], "num_output_tokens": [tokens]}
+
+
+@dataclass
+class Models:
+    """A caller of models; ``gate`` holds each reply back while it is clear."""
+
+    replies: Sequence[Reply | Exception] = ()
+    calls: list[tuple[str, dict[str, str | bool]]] = field(default_factory=list)
+    closed: threading.Event = field(default_factory=threading.Event)
+    gate: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self) -> None:
+        self.gate.set()
+
+    def stream(
+        self, model: str, inputs: Mapping[str, str | bool], outputs: Sequence[str]
+    ) -> Generator[Reply, None, None]:
+        self.calls.append((model, dict(inputs)))
+        try:
+            for each in self.replies:
+                assert self.gate.wait(10)
+                if isinstance(each, Exception):
+                    raise each
+                yield each
+        finally:
+            self.closed.set()
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(str(self.calls[-1][1]["sampling_parameters"]))
+        return found
+
+
+@dataclass
+class Recorder:
+    """A sink that keeps what it is given."""
+
+    text: str = ""
+    ends: list[Any] = field(default_factory=list)
+    usage: Usage = field(default_factory=Usage)
+    ended: threading.Event = field(default_factory=threading.Event)
+    gone: bool = False
+
+    def delta(self, text: str) -> None:
+        self.text += text
+
+    def finish(self, reason: str, usage: Usage) -> None:
+        self.ends.append(reason)
+        self.usage = usage
+        self.ended.set()
+
+    def fail(self, error: Exception) -> None:
+        self.ends.append(error)
+        self.ended.set()
+
+    def cancelled(self) -> bool:
+        return self.gone
+
+    def wait(self) -> Recorder:
+        assert self.ended.wait(10), "the generation did not end"
+        return self
+
+
+@pytest.fixture
+def models() -> Models:
+    return Models([reply("25 "), reply("days.", "stop", 2)])
+
+
+@pytest.fixture
+def engine(repository: Path, models: Models) -> Iterator[VllmEngine]:
+    engine = VllmEngine(repository, 1, models, queue_size=QUEUE_SIZE)
+    yield engine
+    models.gate.set()
+    engine.close()
+
+
+def generate(engine: VllmEngine, id: str = "r", **options: Any) -> Recorder:
+    recorder = Recorder()
+    asked = {"prompt": "how many days", "max_tokens": 16} | options
+    engine.submit(Generation(id, **asked), recorder)
+    return recorder
+
+
+def test_text_is_streamed_and_counted(engine: VllmEngine, models: Models) -> None:
+    recorder = generate(engine).wait()
+
+    assert (recorder.text, recorder.ends) == ("25 days.", ["stop"])
+    assert (recorder.usage.prompt_tokens, recorder.usage.generated_tokens) == (3, 3)
+    assert models.closed.wait(5)
+
+
+def test_what_vllm_is_asked(engine: VllmEngine, models: Models) -> None:
+    generate(engine, max_tokens=7, temperature=0.5, top_p=0.9, top_k=4, seed=5, stop=("x",)).wait()
+    model, inputs = models.calls[0]
+
+    assert model == "llm"
+    assert inputs["text_input"] == "how many days"
+    assert inputs["stream"] is True
+    assert inputs["exclude_input_in_output"] is True
+    assert models.sampling == {
+        "max_tokens": 7, "temperature": 0.5, "top_p": 0.9, "top_k": 4, "seed": 5, "stop": ["x"],
+        "stop_token_ids": [],
+    }  # fmt: skip
+
+
+def test_the_answer_fits_the_context(engine: VllmEngine, models: Models) -> None:
+    generate(engine, prompt="a " * 190, max_tokens=100).wait()
+    assert models.sampling["max_tokens"] == 10
+    with pytest.raises(InvalidRequest, match="prompt: is 201 tokens, over the LLM's context of"):
+        generate(engine, prompt="a " * 201, max_tokens=1)
+    with pytest.raises(InvalidRequest, match="max_tokens: is 201, expected 1 to 200"):
+        generate(engine, max_tokens=201)
+
+
+def test_quote_is_refused_with_the_remedy(engine: VllmEngine) -> None:
+    with pytest.raises(InvalidRequest, match="use `free`, or export the LLM with --target genai"):
+        generate(engine, grounding="quote", passages=((1, "Text."),))
+
+
+@pytest.mark.parametrize(
+    ("end", "expected"),
+    [("stop", "stop"), ("length", "length"), ("abort", "cancelled"), ("None", "error")],
+)
+def test_how_it_ended(engine: VllmEngine, models: Models, end: str, expected: str) -> None:
+    models.replies = [reply("some"), reply("", end)]
+
+    assert generate(engine).wait().ends == [expected]
+
+
+def test_a_stop_string_ends_it_and_the_other_model(engine: VllmEngine, models: Models) -> None:
+    models.replies = [reply("one t"), reply("wo three"), reply("four")] * 99
+    recorder = generate(engine, stop=("two",)).wait()
+
+    assert (recorder.text, recorder.ends) == ("one ", ["stop"])
+    assert models.closed.wait(5)
+
+
+def test_a_cancel_is_answered_at_once_and_closes_the_call(
+    engine: VllmEngine, models: Models
+) -> None:
+    models.gate.clear()
+    recorder = generate(engine, "a")
+    engine.cancel("a")
+
+    assert recorder.wait().ends == ["cancelled"]
+    models.gate.set()
+    assert models.closed.wait(5)
+    assert recorder.ends == ["cancelled"]
+    assert not recorder.text
+
+
+def test_a_cancel_that_overtakes_its_request(engine: VllmEngine, models: Models) -> None:
+    engine.cancel("early")
+
+    assert generate(engine, "early").wait().ends == ["cancelled"]
+    assert not models.calls
+
+
+def test_a_caller_that_goes_away_stops_it(engine: VllmEngine, models: Models) -> None:
+    recorder = Recorder(gone=True)
+    engine.submit(Generation("r", "how", max_tokens=16), recorder)
+
+    assert recorder.wait().ends == ["cancelled"]
+    assert models.closed.wait(5)
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected"),
+    [
+        (Unavailable("generate: the model llm is not loaded"), Unavailable),
+        (InternalError("CUDA error at /opt/x.py"), InternalError),
+        (ValueError("bad"), InternalError),
+    ],
+)
+def test_a_failure_before_any_text_is_an_error(
+    engine: VllmEngine, models: Models, raised: Exception, expected: type[Exception]
+) -> None:
+    models.replies = [raised]
+    (end,) = generate(engine).wait().ends
+
+    assert type(end) is expected
+    assert "/opt" not in str(end)
+    assert generate(engine).wait().ends  # its place is free again
+
+
+def test_a_failure_after_text_is_named_in_the_usage(engine: VllmEngine, models: Models) -> None:
+    models.replies = [reply("some"), InternalError("lost")]
+    recorder = generate(engine).wait()
+
+    assert (recorder.text, recorder.ends) == ("some", ["error"])
+    assert "the server's log has the cause" in recorder.usage.error
+
+
+def test_cancelled_by_the_other_side(engine: VllmEngine, models: Models) -> None:
+    models.replies = [Cancelled("Request was cancelled")]
+
+    assert generate(engine).wait().ends == ["cancelled"]
+
+
+def test_a_full_queue_is_unavailable(engine: VllmEngine, models: Models) -> None:
+    models.gate.clear()
+    recorders = [generate(engine, str(n)) for n in range(QUEUE_SIZE)]
+    with pytest.raises(Unavailable, match="queue is full"):
+        generate(engine)
+    models.gate.set()
+
+    assert [each.wait().ends for each in recorders] == [["stop"]] * QUEUE_SIZE
+
+
+def test_close_ends_what_runs(repository: Path, models: Models) -> None:
+    engine = VllmEngine(repository, 1, models, queue_size=QUEUE_SIZE)
+    models.gate.clear()
+    recorders = [generate(engine, str(n)) for n in range(QUEUE_SIZE)]
+    engine.close()
+
+    assert [each.wait().ends for each in recorders] == [["cancelled"]] * QUEUE_SIZE
+    with pytest.raises(Unavailable):
+        generate(engine)
+    models.gate.set()
+
+
+@pytest.fixture
+def other(repository: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Make a repository whose manifest differs."""
+
+    def make(**changes: Any) -> Path:
+        (tmp_path / LLM_DIR).mkdir(parents=True)
+        file = "tokenizer.json"
+        (tmp_path / LLM_DIR / file).write_bytes((repository / LLM_DIR / file).read_bytes())
+        replace(LlmManifest.load(repository), **changes).save(tmp_path / LLM_DIR)
+        return tmp_path
+
+    return make
+
+
+def test_stop_tokens_are_named_by_id(other: Callable[..., Path], models: Models) -> None:
+    engine = VllmEngine(other(stop_tokens=["days", "of"]), 1, models, queue_size=1)
+    generate(engine).wait()
+    engine.close()
+
+    assert models.sampling["stop_token_ids"] == [4, 5]
+
+
+def test_a_first_token_that_vllm_adds_is_not_sent_twice(
+    other: Callable[..., Path], models: Models
+) -> None:
+    from tokenizers import Tokenizer
+    from tokenizers.processors import TemplateProcessing
+
+    repository = other(special_tokens={"bos_token": "[UNK]"})
+    path = str(repository / LLM_DIR / "tokenizer.json")
+    for adds in (False, True):
+        tokenizer = Tokenizer.from_file(path)
+        if adds:
+            tokenizer.post_processor = TemplateProcessing(
+                single="[UNK] $A", special_tokens=[("[UNK]", 1)]
+            )
+            tokenizer.save(path)
+        engine = VllmEngine(repository, 1, models, queue_size=1)
+        generate(engine, prompt="[UNK]how many").wait()
+        engine.close()
+        sent = models.calls[-1][1]["text_input"]
+        assert sent == ("how many" if adds else "[UNK]how many")
+
+
+@pytest.mark.parametrize(("engine_name", "error"), [("vllm", "start the server"), ("x", "'x'")])
+def test_the_manifest_chooses_the_engine(
+    other: Callable[..., Path], models: Models, engine_name: str, error: str
+) -> None:
+    args = ModelArgs("generate", other(engine=engine_name), {})
+    if engine_name == "vllm":
+        chosen = load_engine(args, models)
+        assert isinstance(chosen, VllmEngine)
+        chosen.close()
+    with pytest.raises(SetupError, match=error):
+        load_engine(args)
