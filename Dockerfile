@@ -39,6 +39,7 @@ ENV PATH=/opt/tritonrag/bin:${PATH} \
     TRITONRAG_INDEX_DIR=/index \
     TRITONRAG_URL=127.0.0.1:8001
 
+COPY --chmod=755 deploy/container/serve.sh /usr/local/bin/
 # A named volume takes over the owner of the folder it is first mounted on.
 RUN install --directory --owner=1000 --group=1000 /index
 # The user triton-server of the base image, as a number so that Kubernetes can see it is not root.
@@ -52,11 +53,8 @@ HEALTHCHECK --interval=30s --timeout=10s --start-period=180s --retries=3 \
     CMD ["tritonrag", "status", "--probe"]
 
 # On SIGTERM answers that are being streamed have 30 s to end; docker-compose.yml waits longer.
-# configs/live.pbtxt beside a config.pbtxt names the versions in use (`tritonrag models`). Models are
-# loaded while the server runs only for its key, since they may run code; without one in the
-# environment it is a random key that nobody knows.
-CMD ["sh", "-c", "key=model-repository:tritonrag-key=${TRITONRAG_ADMIN_KEY:-$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')}; exec \"$@\" \"--http-restricted-api=$key\" \"--grpc-restricted-protocol=$key\"", "sh", \
-    "tritonserver", "--model-repository=/models", "--exit-timeout-secs=30", \
+# configs/live.pbtxt beside a config.pbtxt names the versions in use (`tritonrag models`).
+CMD ["serve.sh", "--model-repository=/models", "--exit-timeout-secs=30", \
     "--model-control-mode=explicit", "--model-config-name=live", \
     "--load-model=tokenize", "--load-model=embed", "--load-model=retrieve", \
     "--load-model=prompt", "--load-model=generate", \

@@ -76,7 +76,9 @@ def takes(module: torch.nn.Module, name: str) -> bool:
 
 
 def write_onnx(model: torch.nn.Module, folder: Path, inputs: Sequence[str], output: str) -> None:
-    """Write ``model.onnx`` into a new folder; inputs are INT64 [batch, sequence].
+    """Write ``model.onnx`` into a new folder.
+
+    The inputs, named as in the model's ``forward``, are INT64 [batch, sequence].
 
     Raises:
         SetupError: the model's graph cannot be exported.
@@ -91,7 +93,7 @@ def write_onnx(model: torch.nn.Module, folder: Path, inputs: Sequence[str], outp
             torch.onnx.export(
                 model, examples, folder / "model.onnx", dynamo=True, verbose=False,
                 external_data=large, input_names=list(inputs), output_names=[output],
-                dynamic_shapes=(tuple({0: batch, 1: sequence} for _ in inputs),),
+                dynamic_shapes={name: {0: batch, 1: sequence} for name in inputs},
             )  # fmt: skip
     except OSError:
         raise

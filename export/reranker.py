@@ -143,8 +143,14 @@ class Scoring(torch.nn.Module):
         self.classifier = classifier
         self.inputs = ["input_ids", "attention_mask", *(["token_type_ids"] if takes_types else [])]
 
-    def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
-        output = self.classifier(**dict(zip(self.inputs, tensors, strict=True)))
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        token_type_ids: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
+        output = self.classifier(input_ids=input_ids, attention_mask=attention_mask, **types)
         return output.logits[:, 0].float()
 
 

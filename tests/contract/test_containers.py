@@ -122,7 +122,13 @@ def test_copied_files_exist_and_nothing_else_enters_the_build(dockerfile: Docker
     lines = (ROOT / ".dockerignore").read_text().splitlines()
     ignored = PathSpec.from_lines("gitignore", lines)
     copies = (shlex.split(value) for value in instructions(dockerfile, "COPY"))
-    sources = {source for copy in copies if "--from=" not in copy[0] for source in copy[:-1]}
+    sources = {
+        source
+        for copy in copies
+        if "--from=" not in copy[0]
+        for source in copy[:-1]
+        if not source.startswith("--")
+    }
     assert "src/" in sources
     for source in sources:
         assert (ROOT / source).exists(), source
@@ -194,16 +200,20 @@ def test_commands_are_those_of_the_command_line(
     assert services["index"]["command"][-1] in mounts(services["index"])
 
 
-def test_models_are_loaded_for_a_key_alone(dockerfile: DockerfileParser) -> None:
+def test_models_are_loaded_for_a_key_alone(dockerfile: DockerfileParser, tmp_path: Path) -> None:
     """Whoever may load models may run code; the server itself gets the key from the environment."""
-    shell, flag, script, *command = last_command(dockerfile, "CMD")
-    printed = [shell, flag, script, command[0], "printf", "%s\\n"]
+    (tmp_path / "tritonserver").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    (tmp_path / "tritonserver").chmod(0o755)
+    script, *command = last_command(dockerfile, "CMD")
+    path = f"{tmp_path}:{os.environ['PATH']}"
     for environment, key in (({"TRITONRAG_ADMIN_KEY": "k"}, "k"), ({}, "[0-9a-f]{32}")):
         done = subprocess.run(
-            printed, env=environment | {"PATH": os.environ["PATH"]},
-            capture_output=True, text=True, check=True, timeout=10,
+            ["sh", str(ROOT / "deploy/container" / script), *command],
+            env=environment | {"PATH": path}, capture_output=True, text=True, timeout=10,
+            check=True,
         )  # fmt: skip
-        http, grpc = done.stdout.splitlines()
+        *passed, http, grpc = done.stdout.splitlines()
+        assert passed == command
         assert re.fullmatch(f"--http-restricted-api=model-repository:{ADMIN_HEADER}={key}", http)
         assert re.fullmatch(
             f"--grpc-restricted-protocol=model-repository:{ADMIN_HEADER}={key}", grpc

@@ -218,7 +218,7 @@ def test_embedder_too_far_from_the_original_is_not_installed(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def other_pooling(_model: Any, folder: Path) -> None:
+    def other_pooling(_model: Any, folder: Path, *_: Any) -> None:
         folder.mkdir()
         shutil.copy(with_embedder / EMBEDDER_DIR / "model.onnx", folder)
 

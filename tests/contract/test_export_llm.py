@@ -319,7 +319,7 @@ def test_each_stop_token_ends_a_generation(copy: Path, tmp_path: Path, token: st
     stored["lm_head.weight"][number, 0] = 10.0
     save_file(stored, copy / "model.safetensors", metadata={"format": "pt"})
     assert export(copy, tmp_path / "repository", "--precision", "fp32", "--force") == 0
-    engine = GenaiEngine(tmp_path / "repository", queue_size=1, threads=1)
+    engine = GenaiEngine(tmp_path / "repository", 1, queue_size=1, threads=1)
     try:
         sink = Ending()
         engine.submit(Generation("r", "The river", max_tokens=20), sink)

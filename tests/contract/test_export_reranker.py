@@ -222,8 +222,8 @@ def test_a_model_too_far_from_the_original_is_installed_by_force_only(
     save_tiny_reranker(copy, "bert", reranker.PASSAGES, seed=1)
     write_onnx = reranker.write_onnx
 
-    def other_weights(_model: Any, precision: str, folder: Path) -> None:
-        write_onnx(reranker.load(copy)[0], precision, folder)
+    def other_weights(_model: Any, folder: Path, *names: Any) -> None:
+        write_onnx(reranker.load(copy)[0], folder, *names)
 
     monkeypatch.setattr(reranker, "write_onnx", other_weights)
     repository = tmp_path / "repository"

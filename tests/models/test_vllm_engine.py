@@ -292,7 +292,7 @@ def test_a_first_token_that_vllm_adds_is_not_sent_twice(
 def test_the_manifest_chooses_the_engine(
     other: Callable[..., Path], models: Models, engine_name: str, error: str
 ) -> None:
-    args = ModelArgs("generate", other(engine=engine_name), {})
+    args = ModelArgs("generate", other(engine=engine_name), {}, 1)
     if engine_name == "vllm":
         chosen = load_engine(args, models)
         assert isinstance(chosen, VllmEngine)
