@@ -33,6 +33,9 @@ MADE_ALONE = 14
 HELPED = 0.5
 """Share of the questions made from a sentence's words whose list of shared words is given: where it
 always is, following it is all that is learnt."""
+FOLLOWED = 0.3
+"""Share of the real answers of one sentence that go on with the next: what is quoted second, where
+one is not enough, is then what belongs to the first."""
 VARIED = 0.2
 """Share of the real questions in which words are replaced by near ones."""
 CHAT_TEMPLATE = (Path(__file__).parent / "chat_template.jinja").read_text(encoding="utf-8")
@@ -53,13 +56,15 @@ class Question:
     """A question; ``targets`` are (passage, sentence) numbers of its answer, none for a refusal.
 
     ``written`` says whether the answer is trained in full; else only the choice of its first
-    sentence is. ``helped`` says whether the sentences that share words with it are named.
+    sentence is. ``helped`` says whether the sentences that share words with it are named,
+    ``followed`` whether an answer of one sentence goes on with the next one.
     """
 
     text: str
     targets: tuple[tuple[int, int], ...]
     written: bool = False
     helped: bool = True
+    followed: bool = False
 
 
 @dataclass(frozen=True)
@@ -181,6 +186,9 @@ def encode(task: Task, tokenizer: Tokenizer, shift: int = 0) -> Example:
         written = shifted(f"\n\n{text}\n{ending}")
         start = len(ids)
         targets = [number for number, gold in enumerate(answers[-1]) if gold][:MAX_QUOTES]
+        if question.followed and len(targets) == 1:
+            after, (_, passage) = targets[0] + 1, sentences[targets[0]]
+            targets += [after] if any(p == passage for _, p in sentences[after : after + 1]) else []
         for number in targets:
             id = ids[read[number]]
             choices.append(Choice(start + len(written) - 1, id, number == targets[0]))
@@ -272,7 +280,9 @@ class Sampler:
                 continue
             passages.append(own)
             targets = tuple((len(passages) - 1, own.sentences.index(gold)) for gold in golds)
-            questions.append(Question(self._worded(row, random), targets, written=True))
+            followed = random.random() < FOLLOWED
+            asked = self._worded(row, random)
+            questions.append(Question(asked, targets, written=True, followed=followed))
         others = self._other_rows(first, len(questions), stage, random)
         unanswered += [self.rows[n] for n in others if random.random() < stage.refused]
         known = " ".join(sentence for passage in passages for sentence in passage.sentences)

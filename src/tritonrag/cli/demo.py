@@ -17,7 +17,7 @@ INDEX_TIMEOUT_S = 10.0
 HANDBOOK = Path("samples/handbook")
 QUESTIONS = (
     "How many days of annual leave do full-time employees receive?",
-    "Within how many days must an expense report be handed in?",
+    "When do carried-over days expire?",
     "How many characters must a password have?",
 )
 
