@@ -194,10 +194,11 @@ def test_an_unknown_variant_is_refused_with_those_there_are(tmp_path: Path) -> N
     refused = tritonrag("up", "--repository", str(bare_repository(tmp_path)), *options)
     assert refused.returncode == 1
     assert refused.stderr == (
-        "tritonrag: --config nope: no model has a configs/nope.pbtxt; choose of: rerank\n"
+        "tritonrag: --config nope: no model has a configs/nope.pbtxt; choose of: "
+        "ort-tensorrt, rerank, tensorrt\n"
     )
     small = tmp_path / "small"
     small.mkdir()
-    (small / "embed").symlink_to(REPOSITORY / "embed")
+    (small / "tokenize").symlink_to(REPOSITORY / "tokenize")
     with pytest.raises(SetupError, match="there are no variants here"):
         start(small, tmp_path, "nope")
