@@ -73,9 +73,9 @@ def asked_last(
 ) -> str:
     """Return the question, then the pointers of the sentences that share most words with it.
 
-    They come best first, each with the share of the question's words that it has, in tenths; its
-    passage's best sentence counts a little. Counting words is a
-    small LLM's weakness and costs code nothing; what they mean is left to it.
+    They come best first, each with the share of the question's words that it has, in tenths; the
+    best sentence of its passage counts a little. Counting words is a small LLM's weakness and costs
+    code nothing; what they mean is left to it.
     """
     found = list(chain(*passages))
     own = overlap.scores(question, found)
