@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[2] / "src/tritonrag"
 
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"contract", "errors"}),
-    frozenset({"limits", "settings", "versions"}),
+    frozenset({"limits", "metadata", "settings", "versions"}),
     frozenset({"artifacts", "fusion", "llm_config", "markup", "overlap", "quoting"}),
     frozenset({"documents", "generation", "prompting", "rollout", "sources", "tokenizing"}),
     frozenset({"chunking", "exporting", "reranking"}),

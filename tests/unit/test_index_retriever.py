@@ -229,9 +229,9 @@ def test_a_pointer_of_its_own_comes_before_the_collections(
 def test_a_newer_format_is_refused(index: Path, log: Log) -> None:
     folder = index / "default"
     path = folder / str(layout.current(folder)) / "manifest.json"
-    path.write_text(path.read_text().replace('"format_version": 1', '"format_version": 2'))
+    path.write_text(path.read_text().replace('"format_version": 2', '"format_version": 3'))
     with Retriever(index, manifest(), log.append) as retriever:
-        with pytest.raises(Unavailable, match="newer than 1"):
+        with pytest.raises(Unavailable, match="newer than 2"):
             retriever.check(query("a"))
         assert "nothing can be searched in it" in log[0]
 

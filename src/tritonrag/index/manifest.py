@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tritonrag.artifacts import EmbedderManifest
 from tritonrag.errors import SetupError
 from tritonrag.index.layout import UNFINISHED
+from tritonrag.metadata import Metadata
 
-FORMAT_VERSION = 1
-"""Version of the layout on disk; a reader refuses a newer one."""
+FORMAT_VERSION = 2
+"""Version of the layout on disk; a reader takes this and older ones, and refuses a newer one."""
 
 METRIC = "inner_product"
 MANIFEST = "manifest.json"
@@ -58,6 +59,22 @@ class DocumentRecord:
     sha256: str
     recipe: str
     passages: int
+    metadata: Metadata = field(default_factory=Metadata)
+
+    @classmethod
+    def from_json(cls, line: str) -> DocumentRecord:
+        """Read what :meth:`to_json` wrote.
+
+        Raises:
+            ValueError, TypeError: it is something else.
+        """
+        values = json.loads(line)
+        return cls(**{**values, "metadata": Metadata.from_json(values.get("metadata", {}))})
+
+    def to_json(self) -> bytes:
+        """Return one line of ``documents.jsonl`` without its newline."""
+        values = {**vars(self), "metadata": self.metadata.to_json()}
+        return json.dumps(values, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 @dataclass(frozen=True)

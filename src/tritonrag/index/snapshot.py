@@ -5,7 +5,6 @@ Immutable once open, so any number of threads may search it while a newer one is
 
 from __future__ import annotations
 
-import json
 import mmap
 from collections import defaultdict
 from functools import cached_property
@@ -202,4 +201,4 @@ def read_documents(folder: Path) -> list[DocumentRecord]:
         OSError, ValueError, TypeError: the file is missing or damaged.
     """
     with (folder / DOCUMENTS).open(encoding="utf-8", newline="\n") as lines:
-        return [DocumentRecord(**json.loads(line)) for line in lines]
+        return [DocumentRecord.from_json(line) for line in lines]

@@ -9,9 +9,8 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from json import dumps
 from pathlib import Path
 
 import faiss
@@ -167,7 +166,7 @@ def _previous(folder: Path, kept: list[str], sha256: str) -> str:
 def _write(
     folder: Path, contents: Contents, name: str, parent: str | None, now: datetime
 ) -> SnapshotManifest:
-    _write_lines(folder / DOCUMENTS, (_line(document) for document in contents.documents))
+    _write_lines(folder / DOCUMENTS, (document.to_json() for document in contents.documents))
     offsets = _write_lines(folder / PASSAGES, contents.passages)
     np.save(folder / OFFSETS, np.array(offsets, np.uint64))
     _write_vectors(folder / VECTORS, contents.vectors, contents.dimension)
@@ -188,10 +187,6 @@ def _write(
         _sync(path)
     layout.sync_folder(folder)
     return manifest
-
-
-def _line(document: DocumentRecord) -> bytes:
-    return dumps(asdict(document), ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def _write_lines(path: Path, lines: Iterable[bytes]) -> list[int]:

@@ -1,0 +1,155 @@
+"""What is known of a document besides its text: tags, readers, dates and fields of its own.
+
+Pure: knows neither files nor the index. What a filter may name is decided here.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from datetime import UTC, date, datetime
+from typing import Any
+
+from tritonrag.errors import InvalidRequest
+
+Value = str | float | bool
+"""A value of a field of one's own; whole numbers are stored as such."""
+
+MAX_TAGS, MAX_TAG_CHARS = 256, 256
+MAX_FIELDS, MAX_VALUE_CHARS = 64, 4096
+
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
+_RESERVED = frozenset({"source", "path", "title", "tags", "access", "created", "modified"})
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """Metadata of one document.
+
+    Attributes:
+        tags: labels, sorted.
+        access: the groups of which a caller must belong to one to read it, sorted; empty is
+            everyone.
+        created: when it was written, ISO 8601 as a date or a time in UTC; empty is unknown.
+        modified: when it was last changed, likewise.
+        fields: further fields by name, each a text, a number or a truth value.
+    """
+
+    tags: tuple[str, ...] = ()
+    access: tuple[str, ...] = ()
+    created: str = ""
+    modified: str = ""
+    fields: Mapping[str, Value] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> Metadata:
+        """Return the metadata that a front matter, a sidecar file or flags give.
+
+        ``tags`` and ``access`` are a text or a list of them, ``created`` and ``modified`` dates,
+        ``title`` is left to the document, and everything else becomes a field.
+
+        Raises:
+            InvalidRequest: a value or a name is not of its kind; the message names it.
+        """
+        own = {name: values[name] for name in values if name not in _RESERVED}
+        if len(own) > MAX_FIELDS:
+            raise InvalidRequest(f"metadata: {len(own)} fields, at most {MAX_FIELDS} are kept")
+        return cls(
+            tags=_labels("tags", values.get("tags")),
+            access=_labels("access", values.get("access")),
+            created=_moment("created", values.get("created")),
+            modified=_moment("modified", values.get("modified")),
+            fields={_name(name): _value(name, own[name]) for name in sorted(own, key=str)},
+        )
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Metadata:
+        """Read what :meth:`to_json` gave.
+
+        Raises:
+            TypeError: it holds anything else.
+        """
+        lists = {name: tuple(values[name]) for name in ("tags", "access") if name in values}
+        return cls(**{**values, **lists})
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what differs from a document without metadata, as JSON values."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in values.items()
+            if value
+        }
+
+
+def _labels(name: str, value: object) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    labels = [value] if isinstance(value, str) else value
+    if not isinstance(labels, Iterable) or isinstance(labels, Mapping):
+        raise InvalidRequest(f"metadata: `{name}` is {_shown(value)}, expected a text or a list")
+    found = tuple(sorted({_label(name, label) for label in labels}))
+    if len(found) > MAX_TAGS:
+        raise InvalidRequest(f"metadata: `{name}` has {len(found)} values, at most {MAX_TAGS}")
+    return found
+
+
+def _label(name: str, value: object) -> str:
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise InvalidRequest(f"metadata: `{name}` holds {_shown(value)}, expected texts")
+    label = str(value).strip()
+    if not 0 < len(label) <= MAX_TAG_CHARS:
+        raise InvalidRequest(
+            f"metadata: `{name}` holds {_shown(value)}; a value has 1 to {MAX_TAG_CHARS} characters"
+        )
+    return label
+
+
+def _moment(name: str, value: object) -> str:
+    if value is None or value == "":
+        return ""
+    try:
+        moment = _parsed(value)
+    except ValueError:
+        raise InvalidRequest(
+            f"metadata: `{name}` is {_shown(value)}, expected a date such as 2026-03-31"
+        ) from None
+    return moment.isoformat()
+
+
+def _parsed(value: object) -> date:
+    if isinstance(value, str):
+        text = value.strip()
+        value = date.fromisoformat(text) if len(text) <= 10 else datetime.fromisoformat(text)
+    if isinstance(value, datetime):
+        return value.astimezone(UTC) if value.tzinfo else value.replace(tzinfo=UTC)
+    if isinstance(value, date):
+        return value
+    raise ValueError(value)
+
+
+def _name(name: object) -> str:
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise InvalidRequest(
+            f"metadata: {_shown(name)} is not a field's name; use lower-case letters, digits and "
+            "`_`, a letter first, at most 64"
+        )
+    return name
+
+
+def _value(name: object, value: object) -> Value:
+    if isinstance(value, date):
+        return _moment(str(name), value)
+    finite = not isinstance(value, float) or math.isfinite(value)
+    if isinstance(value, str | int | float) and finite and len(str(value)) <= MAX_VALUE_CHARS:
+        return value
+    raise InvalidRequest(
+        f"metadata: `{name}` is {_shown(value)}, expected a text of at most {MAX_VALUE_CHARS} "
+        "characters, a number, a date or true or false"
+    )
+
+
+def _shown(value: object) -> str:
+    return repr(value)[:80]
