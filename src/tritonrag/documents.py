@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tritonrag.errors import InvalidRequest
 from tritonrag.markup import PARSERS, Block
+from tritonrag.metadata import Metadata
 
 SUFFIXES = tuple(sorted(PARSERS))
 """The kinds of files that can be indexed."""
@@ -26,10 +28,16 @@ PARSER_VERSION = 1
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file to index; ``source`` is its name in citations, relative to the folder given."""
+    """A file to index; ``source`` is its name in citations, relative to the folder given.
+
+    ``stamp`` changes whenever the file does, and is empty where nothing but its content tells;
+    ``metadata`` is said of it from outside and goes before what the file says of itself.
+    """
 
     path: Path
     source: str
+    stamp: str = ""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -48,6 +56,7 @@ class Document:
     title: str
     text: str
     blocks: list[Block]
+    metadata: Metadata = field(default_factory=Metadata)
 
 
 def find_files(paths: Iterable[Path]) -> tuple[list[SourceFile], list[Failure]]:
@@ -96,7 +105,8 @@ def parse_document(file: SourceFile, content: bytes) -> Document:
     the file says of itself (front matter, ``<title>``), or else its name.
 
     Raises:
-        InvalidRequest: it is not UTF-8 text, holds no text, or the parser fails.
+        InvalidRequest: it is not UTF-8 text, holds no text, the parser fails, or its metadata is
+            malformed.
     """
     text = _decoded(content)
     try:
@@ -107,7 +117,9 @@ def parse_document(file: SourceFile, content: bytes) -> Document:
         raise InvalidRequest(f"cannot be parsed: {type(error).__name__}: {error}") from error
     if not outline.blocks:
         raise InvalidRequest("holds no text")
-    return Document(file.source, outline.title or file.path.stem, text, outline.blocks)
+    metadata = Metadata.read({**outline.metadata, **file.metadata})
+    title = str(file.metadata.get("title") or outline.title or file.path.stem)
+    return Document(file.source, title, text, outline.blocks, metadata)
 
 
 def content_hash(content: bytes) -> str:

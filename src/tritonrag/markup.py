@@ -9,10 +9,10 @@ from __future__ import annotations
 import re
 import warnings
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 from bs4 import BeautifulSoup
@@ -76,6 +76,8 @@ class Outline:
 
     title: str | None
     blocks: list[Block]
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    """What the document says of itself, under the names of :class:`tritonrag.metadata.Metadata`."""
 
 
 def parse_markdown(source: str) -> Outline:
@@ -222,16 +224,17 @@ class _Markdown:
         self._length = len(source)
         self._lists: list[Iterator[str]] = []
         self._marker = ""
-        self._title: str | None = None
+        self._metadata: Mapping[str, Any] = {}
 
     def parse(self) -> Outline:
         for token in self._tokens:
             self._take(token)
-        return self._builder.outline(self._title)
+        title = " ".join(str(self._metadata.get("title") or "").split())
+        return replace(self._builder.outline(title or None), metadata=self._metadata)
 
     def _take(self, token: Token) -> None:
         if token.type == "front_matter":
-            self._title = _front_matter_title(token.content)
+            self._metadata = _front_matter(token.content)
         elif token.type == "heading_open":
             text = _inline_text(next(self._tokens))
             floor, ceiling = self._range(token)
@@ -300,13 +303,12 @@ def _inline_piece(token: Token) -> str:
     return token.content if token.type in ("text", "code_inline", "text_special") else ""
 
 
-def _front_matter_title(text: str) -> str | None:
+def _front_matter(text: str) -> Mapping[str, Any]:
     try:
         values = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError):
-        return None
-    title = values.get("title") if isinstance(values, dict) else None
-    return " ".join(str(title).split()) or None if title is not None else None
+        return {}
+    return values if isinstance(values, dict) else {}
 
 
 def _bullets() -> Iterator[str]:

@@ -160,7 +160,15 @@ class Adder:
         passages = list(self._chunker.passages(document))
         report.changed += old is not None
         report.added += old is None
-        record = DocumentRecord(file.source, document.title, digest, recipe, len(passages))
+        record = DocumentRecord(
+            file.source,
+            document.title,
+            digest,
+            recipe,
+            len(passages),
+            document.metadata,
+            file.stamp,
+        )
         return _Part(record, passages=passages)
 
     def _publish(

@@ -51,7 +51,8 @@ class DocumentRecord:
     """One indexed document.
 
     ``sha256`` is that of the file's bytes and ``recipe`` says how it was cut into ``passages``
-    passages: if neither changed, indexing the file again would change nothing.
+    passages: if neither changed, indexing the file again would change nothing. ``stamp`` is what
+    its source said of the file then, without reading it; empty where it says nothing.
     """
 
     source: str
@@ -60,6 +61,7 @@ class DocumentRecord:
     recipe: str
     passages: int
     metadata: Metadata = field(default_factory=Metadata)
+    stamp: str = ""
 
     @classmethod
     def from_json(cls, line: str) -> DocumentRecord:
