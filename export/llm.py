@@ -4,14 +4,14 @@
     python export/llm.py --model Qwen/Qwen2.5-0.5B-Instruct --precision int4
     python export/llm.py --model meta-llama/Llama-3.1-8B-Instruct --precision bf16 \\
         --execution cuda --gpu-memory 24 --context 16384
-    python export/llm.py --model Qwen/Qwen2.5-7B-Instruct --target vllm
+    python export/llm.py --model Qwen/Qwen2.5-7B-Instruct --target vllm         or tensorrtllm
 
 ``--target genai`` writes ``<repository>/generate/1/llm/``, or the version that ``--as-version``
 names: what the ONNX Runtime GenAI builder makes (``genai_config.json``, ``model.onnx`` with its
 weights, the tokenizer) and ``manifest.json`` with the chat template. The result is compared with
 the original in PyTorch, and a model that is not close enough is not installed. ``--target vllm``
-writes the tokenizer and the manifest there, and ``<repository>/llm/``, a model for Triton's vLLM
-backend, which reads the original itself.
+and ``--target tensorrtllm`` write the tokenizer and the manifest there, and ``<repository>/llm/``,
+a model for Triton's vLLM backend or for TensorRT-LLM's LLM API, which reads the original itself.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import errno
-import hashlib
 import json
 import os
 import shutil
@@ -33,14 +32,12 @@ from typing import Any
 
 from tritonrag import prompting, quoting
 from tritonrag.artifacts import (
-    VLLM_MODEL,
+    SERVED_MODEL,
     LlmManifest,
     artifact_facts,
     folder_size,
     installed_versions,
     read_json,
-    sha256,
-    staged,
 )
 from tritonrag.contract import GROUNDINGS
 from tritonrag.errors import SetupError
@@ -55,9 +52,8 @@ from tritonrag.exporting import (
     source_of,
     version_of,
 )
-from tritonrag.llm_config import USABLE
 from tritonrag.sources import Source
-from tritonrag.versions import GENERATE, installed
+from tritonrag.versions import GENERATE
 
 try:
     import onnxruntime_genai as genai
@@ -65,15 +61,14 @@ try:
     from dequantising import load_dequantised
     from llm_options import (
         ARCHITECTURES,
-        VLLM_DTYPES,
         Recipe,
         cache_lines,
         check_options,
-        context_of,
         parse,
         recipe_of,
     )
     from llm_parity import compare, judge, measure_speed
+    from llm_served import remove_unused, write
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils.logging import disable_progress_bar
 except ImportError as missing:
@@ -100,26 +95,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_options(options)
         if options.dry_run:
             plan(options)
-        elif options.target == "vllm":
-            install_for_vllm(options)
-        else:
+        elif options.target == "genai":
             export(options)
+        else:
+            install_served(options)
 
     return run(work)
 
 
 def plan(options: argparse.Namespace) -> None:
     """Print what an export would do."""
-    vllm = options.target == "vllm"
+    genai_built = options.target == "genai"
     artefact = GENERATE.folder(version_of(options, GENERATE))
-    target = options.repository / (VLLM_MODEL if vllm else artefact)
+    target = options.repository / (artefact if genai_built else SERVED_MODEL)
     named = options.precision or "bf16"
     planned = Plan.of(argparse.Namespace(**(vars(options) | {"precision": named})), target)
     config = read_json(planned.config)
-    if vllm:
-        planned = dataclasses.replace(planned, rebuilt=False)
-    else:
+    if genai_built:
         check_config(options.model, config, options.precision)
+    else:
+        planned = dataclasses.replace(planned, rebuilt=False)
     if config.get("quantization_config"):
         # Several weights are packed into each number of the files, so these sizes are theirs.
         stored = sum(file.bytes for file in planned.files if file.name.endswith(".safetensors"))
@@ -196,98 +191,13 @@ def compared(
     return parity
 
 
-def install_for_vllm(options: argparse.Namespace) -> None:
-    """Write the vLLM backend's model, and what ``prompt`` and ``generate`` read of it."""
+def install_served(options: argparse.Namespace) -> None:
+    """Install a model that another model of the server runs."""
     found = source_of(options)
     config: dict[str, Any] = read_json(found.folder / "config.json")
-    context = context_of(options, config)
     described, tokenizer = describe(options, found, config)
-    if described["grounding"] != "free":
-        raise SetupError(
-            f"{found.folder}: answers by grounding {described['grounding']!r}, which constrains "
-            "the decoder, and vLLM is not asked for that; export it with --grounding free"
-        )
-    target = options.repository / VLLM_MODEL
-    if target.exists() and not is_ours(target):
-        raise SetupError(f"{target}: a model of your own has the name that this needs; rename it")
-    version = version_of(options, GENERATE)
-    with staged(target) as model, installing(options.repository, GENERATE, version) as folder:
-        tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
-        sources = found.hashes()
-        LlmManifest(
-            **described,
-            engine="vllm",
-            execution="cuda",
-            precision=options.precision or str(config.get("dtype") or "auto"),
-            sha256=hashlib.sha256(json.dumps(sources, sort_keys=True).encode()).hexdigest(),
-            bytes=sum(file.bytes for file in found.files()),
-            files={"tokenizer.json": sha256(folder / "tokenizer.json")},
-            source_files=sources,
-            context_tokens=context,
-            stop_tokens=texts_of(tokenizer, wanted_stops(found.folder, tokenizer)),
-            versions=installed_versions("transformers"),
-        ).save(folder)
-        (model / "1").mkdir()
-        (model / "config.pbtxt").write_text(VLLM_CONFIG, encoding="utf-8")
-        arguments = json.dumps(vllm_arguments(options, found, context), indent=2)
-        (model / "1" / "model.json").write_text(arguments + "\n", encoding="utf-8")
-    print(
-        f"wrote {target} for Triton's vLLM backend; it reads the original, so nothing is compared"
-    )
-
-
-VLLM_CONFIG = f"""\
-# The LLM on Triton's vLLM backend, called by `generate`; written by export/llm.py.
-name: "{VLLM_MODEL}"
-backend: "vllm"
-
-# vLLM batches by itself, and decides which GPUs it takes.
-max_batch_size: 0
-model_transaction_policy {{ decoupled: true }}
-instance_group [ {{ kind: KIND_MODEL, count: 1 }} ]
-
-input [
-  {{ name: "text_input", data_type: TYPE_STRING, dims: [ 1 ] }},
-  {{ name: "stream", data_type: TYPE_BOOL, dims: [ 1 ], optional: true }},
-  {{ name: "sampling_parameters", data_type: TYPE_STRING, dims: [ 1 ], optional: true }},
-  {{ name: "exclude_input_in_output", data_type: TYPE_BOOL, dims: [ 1 ], optional: true }},
-  {{ name: "return_finish_reason", data_type: TYPE_BOOL, dims: [ 1 ], optional: true }},
-  {{ name: "return_num_output_tokens", data_type: TYPE_BOOL, dims: [ 1 ], optional: true }}
-]
-output [
-  {{ name: "text_output", data_type: TYPE_STRING, dims: [ -1 ] }},
-  {{ name: "finish_reason", data_type: TYPE_STRING, dims: [ -1 ] }},
-  {{ name: "num_output_tokens", data_type: TYPE_UINT32, dims: [ -1 ] }}
-]
-"""
-
-
-def remove_unused(repository: Path) -> None:
-    """Remove the vLLM backend's model where no installed version is generated by it."""
-    engines = {LlmManifest.load(repository, n).engine for n in installed(repository, GENERATE)}
-    if "vllm" not in engines and is_ours(repository / VLLM_MODEL):
-        shutil.rmtree(repository / VLLM_MODEL)
-
-
-def is_ours(model: Path) -> bool:
-    """Return whether a model's folder is one that this program wrote."""
-    config = model / "config.pbtxt"
-    return config.is_file() and VLLM_CONFIG.splitlines()[0] in config.read_text(encoding="utf-8")
-
-
-def vllm_arguments(options: argparse.Namespace, found: Source, context: int) -> dict[str, Any]:
-    """Return vLLM's engine arguments, which the backend reads from ``model.json``."""
-    served = options.serve_from or (found.id if found.revision else str(found.folder.resolve()))
-    arguments = {
-        "model": served,
-        "dtype": VLLM_DTYPES.get(options.precision, "auto"),
-        "max_model_len": context,
-        "gpu_memory_utilization": options.gpu_utilization or USABLE,
-        "tensor_parallel_size": options.tensor_parallel or 1,
-        # The same passages head many prompts.
-        "enable_prefix_caching": True,
-    }
-    return arguments | ({"revision": found.revision} if served == found.id else {})
+    stops = texts_of(tokenizer, wanted_stops(found.folder, tokenizer))
+    write(options, found, config, described, tokenizer, stops)
 
 
 def check_config(source: str, config: dict[str, Any], precision: str) -> None:

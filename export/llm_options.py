@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tritonrag.artifacts import ENGINES
 from tritonrag.contract import GROUNDINGS
 from tritonrag.errors import SetupError
 from tritonrag.exporting import BYTES_PER_PARAMETER, common_options, size
@@ -46,7 +47,7 @@ INT4_METHODS = {
 """--int4-method to the builder's algo_config; ``_last`` keeps the last layer in int8, ``_mixed``
 the most sensitive layers too."""
 BLOCK_SIZES = (16, 32, 64, 128, 256)
-VLLM_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
 @dataclass(frozen=True)
@@ -100,13 +101,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     common_options(parser, default=str(DEMO_MODEL), default_name="the demo LLM")
     parser.add_argument(
-        "--target", choices=("genai", "vllm"), default="genai",
-        help="genai: ONNX Runtime GenAI inside `generate`; vllm: a model for Triton's vLLM backend "
-        "(default: %(default)s)",
+        "--target", choices=ENGINES, default="genai",
+        help="genai: ONNX Runtime GenAI inside `generate`; vllm, tensorrtllm: a model beside it "
+        "for Triton's vLLM backend or TensorRT-LLM's LLM API (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
         "--precision", choices=tuple(BYTES_PER_PARAMETER),
-        help="of the weights (default: int4; with --target vllm the model's own)",
+        help="of the weights (default: int4; with another --target than genai the model's own)",
     )  # fmt: skip
     parser.add_argument(
         "--context", type=int, metavar="TOKENS",
@@ -122,7 +123,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help=f"memory of the GPU: sizes the KV cache ({USABLE:.0%}% less the weights)",
     )  # fmt: skip
     _genai_options(parser.add_argument_group("--target genai"))
-    _vllm_options(parser.add_argument_group("--target vllm"))
+    _served_options(parser.add_argument_group(SERVED_TARGETS))
     return parser.parse_args(arguments)
 
 
@@ -151,7 +152,7 @@ def _genai_options(group: Any) -> None:
     )  # fmt: skip
 
 
-def _vllm_options(group: Any) -> None:
+def _served_options(group: Any) -> None:
     group.add_argument(
         "--serve-from", metavar="ID_OR_DIR",
         help="where the server finds the model (default: the hub id, or the folder given)",
@@ -159,7 +160,7 @@ def _vllm_options(group: Any) -> None:
     group.add_argument("--tensor-parallel", type=int, metavar="GPUS", help="default: 1")
     group.add_argument(
         "--gpu-utilization", type=float, metavar="SHARE",
-        help=f"of the GPU's memory (default: {USABLE})",
+        help=f"of the GPU's memory; for tensorrtllm of what the weights leave (default: {USABLE})",
     )  # fmt: skip
 
 
@@ -168,23 +169,24 @@ GENAI_ONLY = (
 )  # fmt: skip
 INT4_ONLY = ("int4_method", "int4_block_size")
 PAGED_ONLY = ("max_batch_size", "num_blocks", "block_size")
-VLLM_ONLY = ("serve_from", "tensor_parallel", "gpu_utilization")
+SERVED_TARGETS = "--target vllm and --target tensorrtllm"
+SERVED_ONLY = ("serve_from", "tensor_parallel", "gpu_utilization")
 
 
 def check_options(options: argparse.Namespace) -> None:
     """Refuse flags that do not go together, before anything is read; fill in defaults."""
-    if options.target == "vllm":
+    if options.target != "genai":
         _refuse(options, GENAI_ONLY, "--target genai")
-        if options.precision not in (None, *VLLM_DTYPES):
+        if options.precision not in (None, *DTYPES):
             raise SetupError(
-                f"--precision {options.precision}: vLLM reads weights as they are; name a "
-                f"quantised checkpoint (AWQ, GPTQ) as --model, or one of {', '.join(VLLM_DTYPES)}"
+                f"--precision {options.precision}: {options.target} reads weights as they are; "
+                f"name a quantised checkpoint (AWQ, GPTQ) as --model, or one of {', '.join(DTYPES)}"
             )
         if options.gpu_utilization is not None:
             _check_range("--gpu-utilization", options.gpu_utilization, 0.05, 1)
         _check_range("--tensor-parallel", options.tensor_parallel or 1, 1, 64)
         return
-    _refuse(options, VLLM_ONLY, "--target vllm")
+    _refuse(options, SERVED_ONLY, SERVED_TARGETS)
     options.execution = options.execution or "cpu"
     options.precision = options.precision or "int4"
     if options.precision not in COMBINATIONS[options.execution]:
@@ -266,7 +268,7 @@ def cache_lines(
 ) -> list[tuple[str, str]]:
     """Return what the KV cache takes, and how many sequences fit beside the weights."""
     shape, context = LlmShape.of(config), context_of(options, config)
-    if options.target == "vllm":
+    if options.target != "genai":
         number, paged = 4 if options.precision == "fp32" else 2, None
     else:
         recipe = recipe_of(options, config, weights)

@@ -5,7 +5,7 @@
                                       manifest.json
     model_repository/rerank/1/cross_encoder/
                                       model.onnx  tokenizer.json  manifest.json
-    model_repository/llm/             config.pbtxt  1/model.json: only where vLLM generates
+    model_repository/llm/             config.pbtxt  1/: only where vLLM or TensorRT-LLM generates
 
 ``tokenize``, ``retrieve`` and ``prompt`` read their neighbours' manifests, each of its own version,
 so that a new embedder or LLM is one folder to replace and nothing to configure. ``staged`` replaces
@@ -30,10 +30,11 @@ from typing import Any, TypeVar
 from tritonrag.errors import SetupError
 from tritonrag.versions import EMBED, FIRST, GENERATE, MANIFEST, RERANK, Kind, live_version
 
-ENGINES = ("genai", "vllm")
-"""Who runs an exported LLM: ONNX Runtime GenAI inside ``generate``, or Triton's vLLM backend."""
-VLLM_MODEL = "llm"
-"""The model folder that the vLLM backend serves; it exists only while that engine is installed."""
+ENGINES = ("genai", "vllm", "tensorrtllm")
+"""Who runs an exported LLM: ONNX Runtime GenAI inside ``generate``, Triton's vLLM backend, or
+TensorRT-LLM."""
+SERVED_MODEL = "llm"
+"""The model folder that vLLM or TensorRT-LLM serves; it exists only while that is the engine."""
 PLAN = "model.plan"
 """A TensorRT plan, beside the ONNX file that it was built from."""
 

@@ -11,7 +11,7 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from tritonrag.artifacts import VLLM_MODEL
+from tritonrag.artifacts import SERVED_MODEL
 from tritonrag.contract import (
     DEFAULT_RETRIEVE_K,
     MODELS,
@@ -58,7 +58,7 @@ def tensors(spec: ModelSpec | tuple[TensorSpec, ...]) -> list[tuple[Any, ...]]:
 
 def test_the_repository_holds_the_models_of_the_contract_and_nothing_else() -> None:
     """Triton takes every folder in it for a model. An export may have added the vLLM backend's."""
-    assert {path.name for path in REPOSITORY.iterdir()} - {VLLM_MODEL} == set(MODELS)
+    assert {path.name for path in REPOSITORY.iterdir()} - {SERVED_MODEL} == set(MODELS)
     for name in MODELS:
         assert (REPOSITORY / name / "config.pbtxt").is_file()
         assert (REPOSITORY / name / "1").is_dir()

@@ -16,6 +16,7 @@ from typing import Any
 
 import psutil
 import pytest
+import yaml
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -24,7 +25,7 @@ pytest.importorskip("onnxruntime_genai")
 import tiny_llms  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
-from tritonrag.artifacts import LLM_DIR, VLLM_MODEL, LlmManifest  # noqa: E402
+from tritonrag.artifacts import LLM_DIR, SERVED_MODEL, LlmManifest  # noqa: E402
 from tritonrag.generation import Generation, Usage  # noqa: E402
 
 # Exporting sets global state of torch that warns of nothing a test could act on.
@@ -208,8 +209,8 @@ REFUSALS = [
     (("--execution", "cuda", "--max-batch-size", "500"), "--max-batch-size 500: expected 1 to 256"),
     (("--execution", "cuda", "--num-blocks", "1", "--dry-run"), "1 blocks of 256 hold 256 tokens"),
     (("--execution", "cuda", "--gpu-memory", "0.0001", "--dry-run"), "leave no room"),
-    (("--tensor-parallel", "2"), "--tensor-parallel is only for --target vllm"),
-    (("--target", "vllm", "--precision", "int4"), "vLLM reads weights as they are"),
+    (("--tensor-parallel", "2"), "--tensor-parallel is only for --target vllm and --target tens"),
+    (("--target", "vllm", "--precision", "int4"), "vllm reads weights as they are"),
     (("--target", "vllm", "--execution", "cpu"), "--execution is only for --target genai"),
     (("--target", "vllm", "--gpu-utilization", "2"), "--gpu-utilization 2: expected 0.05 to 1"),
     (("--target", "vllm", "--grounding", "quote"), "export it with --grounding free"),
@@ -279,7 +280,7 @@ def test_the_plan_for_vllm_writes_no_weights(
     flags = ("--target", "vllm", "--dry-run", "--tensor-parallel", "2", "--gpu-memory", "1")
     assert export(sources["llama"], tmp_path, *flags) == 0
     said = capsys.readouterr().out
-    assert f"{tmp_path / VLLM_MODEL}, settings only; weights" in said
+    assert f"{tmp_path / SERVED_MODEL}, settings only; weights" in said
     assert "256 B per token" in said
     assert "2 of 1 GB, 90% usable: 1.8 GB beside the weights" in said
     assert "while exporting" not in said
@@ -350,7 +351,7 @@ def test_for_vllm_two_folders_are_written_and_removed_again(
     assert manifest.stop_tokens == ["</s>", tiny_llms.TURN_END]
     names = sorted(path.name for path in (tmp_path / LLM_DIR).iterdir())
     assert names == ["manifest.json", "tokenizer.json"]
-    assert json.loads((tmp_path / VLLM_MODEL / "1" / "model.json").read_text()) == {
+    assert json.loads((tmp_path / SERVED_MODEL / "1" / "model.json").read_text()) == {
         "model": str(sources["llama"].resolve()),
         "dtype": "auto",
         "max_model_len": 300,
@@ -361,13 +362,48 @@ def test_for_vllm_two_folders_are_written_and_removed_again(
 
     assert export(sources["llama"], tmp_path, "--precision", "fp32") == 0
     assert LlmManifest.load(tmp_path).engine == "genai"
-    assert not (tmp_path / VLLM_MODEL).exists()
+    assert not (tmp_path / SERVED_MODEL).exists()
+
+
+def test_for_tensorrt_llm_its_model_yaml_is_written(
+    sources: dict[str, Path], tmp_path: Path
+) -> None:
+    flags = ("--target", "tensorrtllm", "--precision", "bf16", "--gpu-utilization", "0.8")
+    assert export(sources["llama"], tmp_path, *flags) == 0
+    folder = tmp_path / SERVED_MODEL
+    assert (LlmManifest.load(tmp_path).engine, LlmManifest.load(tmp_path).precision) == (
+        "tensorrtllm", "bf16",
+    )  # fmt: skip
+    assert yaml.safe_load((folder / "1" / "model.yaml").read_text()) == {
+        "model": str(sources["llama"].resolve()),
+        "dtype": "bfloat16",
+        "backend": "pytorch",
+        "max_seq_len": 512,
+        "tensor_parallel_size": 1,
+        "kv_cache_config": {"free_gpu_memory_fraction": 0.8, "enable_block_reuse": True},
+        "triton_config": {"max_batch_size": 0, "decoupled": True},
+    }
+    config = (folder / "config.pbtxt").read_text()
+    assert "max_batch_size: 0" in config, "the same as in model.yaml, or the model does not load"
+    assert "decoupled: true" in config
+
+    assert export(sources["llama"], tmp_path, "--target", "vllm") == 0
+    assert not (folder / "1" / "model.yaml").exists()
+
+
+def test_without_tensorrt_llms_own_model_the_folder_says_where_it_is_found(tmp_path: Path) -> None:
+    model = tiny_llms.ROOT / "export" / "tensorrtllm_model.py"
+    run = subprocess.run(
+        [sys.executable, str(model)], env={"TRTLLM_LLMAPI": str(tmp_path)}, capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    assert "model.py: not found; serve this model in a -trtllm-python-py3 image" in run.stderr
 
 
 def test_a_model_of_the_users_own_is_neither_replaced_nor_removed(
     sources: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    own = tmp_path / VLLM_MODEL / "config.pbtxt"
+    own = tmp_path / SERVED_MODEL / "config.pbtxt"
     own.parent.mkdir()
     own.write_text('name: "llm"')
     assert export(sources["llama"], tmp_path, "--target", "vllm") == 1

@@ -1,4 +1,4 @@
-"""LLMs of several families, and Triton's vLLM backend by a stand-in, served by the real server."""
+"""LLMs of several families, and by stand-ins vLLM and TensorRT-LLM, served by the real server."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytest.importorskip("torch")
 
 import tiny_llms  # noqa: E402
 
-from tritonrag.artifacts import LLM_DIR, VLLM_MODEL  # noqa: E402
+from tritonrag.artifacts import LLM_DIR, SERVED_MODEL  # noqa: E402
 
 # Exporting sets global state of torch that warns of nothing a test could act on.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -87,7 +87,7 @@ def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     tiny_llms.save(folder / "model", "llama", TEXTS)
     repository = with_models(folder, "prompt", "generate")
     export(folder / "model", repository, "--target", "vllm")
-    model = repository / VLLM_MODEL
+    model = repository / SERVED_MODEL
     config = (model / "config.pbtxt").read_text()
     # The one difference to what a container serves.
     config = config.replace('backend: "vllm"', 'backend: "python"').replace("_MODEL", "_CPU")
@@ -179,3 +179,48 @@ def test_vllm_errors_are_mapped(vllm: Served, fields: dict[str, Any], message: s
 
     assert re.search(message, raised.value.message())
     assert text_of(vllm, "still here")[0] == "still here"
+
+
+@pytest.fixture(scope="module")
+def tensorrt(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """``generate`` for TensorRT-LLM, and the stand-in where its images keep the LLM API model."""
+    folder = tmp_path_factory.mktemp("tensorrtllm")
+    tiny_llms.save(folder / "model", "llama", TEXTS)
+    repository = with_models(folder, "generate")
+    export(folder / "model", repository, "--target", "tensorrtllm")
+    (folder / "llmapi").mkdir()
+    shutil.copy(Path(__file__).parent / "tensorrtllm_stand_in.py", folder / "llmapi" / "model.py")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRTLLM_LLMAPI", str(folder / "llmapi"))
+        yield from serve(folder, repository)
+
+
+def test_tensorrt_llm_streams_deltas_with_usage(tensorrt: Served) -> None:
+    responses = list(stream(tensorrt.grpc, "generate", prompt="the river the"))
+
+    assert [each["text"] for each in responses if each["text"]] == ["the", " river", " the"]
+    assert responses[-1]["finish_reason"] == "stop"
+    assert json.loads(responses[-1]["usage"])["generated_tokens"] >= 3
+
+
+def test_tensorrt_llm_is_given_the_sampling_parameters(tensorrt: Served) -> None:
+    fields = {"temperature": 0.5, "top_p": 0.25, "seed": 7, "max_tokens": 9}
+    text, _, _ = text_of(tensorrt, "parameters", **fields)
+    assert json.loads(text) == fields | {"top_k": 0}
+    text, _, _ = text_of(tensorrt, "parameters", max_tokens=9)
+    assert json.loads(text) == dict.fromkeys(fields) | {"max_tokens": 9, "top_k": 1}, "greedy"
+
+
+def test_tensorrt_llm_ends_at_the_limit_at_a_stop_string_and_at_a_cancel(tensorrt: Served) -> None:
+    assert text_of(tensorrt, "a b c", max_tokens=2)[:2] == ("a b", "length")
+    assert text_of(tensorrt, "one two three", stop=["two"])[:2] == ("one ", "stop")
+    responses = stream(tensorrt.grpc, "generate", "a", prompt="slow", max_tokens=150)
+    next(responses)
+    list(stream(tensorrt.grpc, "generate", "a", prompt="", cancel=True))
+    assert list(responses)[-1]["finish_reason"] == "cancelled"
+
+
+def test_a_failure_of_tensorrt_llm_is_for_the_log(tensorrt: Served) -> None:
+    with pytest.raises(InferenceServerException, match="^INTERNAL: generate: llm failed"):
+        list(stream(tensorrt.grpc, "generate", prompt="fail"))
+    assert text_of(tensorrt, "still here")[0] == "still here"

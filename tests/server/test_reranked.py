@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from raw import search, stream
+import tritonclient.grpc as triton
+from raw import inputs, search, stream
 from servers import HANDBOOK, REPOSITORY, ROOT, Served, tritonrag
 from tiny_rerankers import POSITIONS, original_logits, save_tiny_reranker
 from tritonclient.utils import InferenceServerException
@@ -48,6 +49,15 @@ def bare_repository(folder: Path) -> Path:
     return repository
 
 
+def export(model: Path, repository: Path, *flags: str) -> None:
+    command = [sys.executable, "export/reranker.py", "--model", str(model), *flags]
+    exported = subprocess.run(
+        [*command, "--repository", str(repository)], cwd=ROOT, capture_output=True, text=True,
+        timeout=EXPORT_TIMEOUT_S, check=False,
+    )  # fmt: skip
+    assert exported.returncode == 0, exported.stderr
+
+
 @pytest.fixture(scope="module")
 def reranked(
     served: Served, cross_encoder: Path, tmp_path_factory: pytest.TempPathFactory
@@ -55,12 +65,7 @@ def reranked(
     """The graph with the reranker, over the index of the plain server."""
     folder = tmp_path_factory.mktemp("reranked")
     repository = bare_repository(folder)
-    command = [sys.executable, "export/reranker.py", "--model", str(cross_encoder)]
-    exported = subprocess.run(
-        [*command, "--repository", str(repository)], cwd=ROOT, capture_output=True, text=True,
-        timeout=EXPORT_TIMEOUT_S, check=False,
-    )  # fmt: skip
-    assert exported.returncode == 0, exported.stderr
+    export(cross_encoder, repository)
     server = EmbeddedServer(folder / "state")
     running = server.start(
         repository, served.index_dir, free_ports(), config=RERANK, bound_to_parent=True
@@ -172,6 +177,51 @@ def test_the_command_line_reranks_and_its_probe_passes(
     passages = json.loads(found.stdout)["passages"]
     assert [passage["id"] for passage in passages] == best(wanted[:6], 2)
     assert tritonrag("status", "--url", reranked.grpc, "--probe").returncode == 0
+
+
+def test_two_versions_rerank_side_by_side_and_the_graph_moves_between_them(
+    reranked: Served, wanted: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    """Comes last of those on this server: a second version stays loaded until it is removed."""
+    texts = [page.read_text(encoding="utf-8") for page in HANDBOOK.glob("*.md")]
+    save_tiny_reranker(tmp_path / "other", "bert", texts, seed=1)
+    repository = Path(reranked.running.repository)
+    export(tmp_path / "other", repository, "--as-version", "2")
+    state = ["--repository", str(repository), "--state-dir", str(reranked.server.log.parent)]
+
+    def models(*arguments: str) -> None:
+        done = tritonrag("models", *arguments, *state)
+        assert done.returncode == 0, done.stderr
+
+    def searched() -> list[str]:
+        return [each["id"] for each in search(reranked.grpc, question=QUESTION, retrieve_k=20)]
+
+    first = best(wanted, DEFAULT_TOP_K)
+    logits = original_logits(
+        tmp_path / "other", [(QUESTION, pair_text(each)) for each in wanted], POSITIONS
+    )
+    second = best(
+        [each | {"logit": logit} for each, logit in zip(wanted, logits, strict=True)],
+        DEFAULT_TOP_K,
+    )
+    assert first != second
+    models("load", "rerank", "2")
+    asked = {
+        "question": QUESTION,
+        "passages": [json.dumps(each) for each in wanted],
+        "top_k": DEFAULT_TOP_K,
+    }
+    with triton.InferenceServerClient(reranked.grpc) as client:
+        for version, expected in (("1", first), ("2", second)):
+            found = client.infer("rerank", inputs(**asked), model_version=version)
+            rows = [json.loads(row) for row in found.as_numpy("passages")[0]]
+            assert [row["id"] for row in rows] == expected
+    assert searched() == first
+    models("promote", "rerank", "2", "--index-dir", str(reranked.index_dir))
+    assert searched() == second
+    models("rollback", "rerank", "--index-dir", str(reranked.index_dir))
+    assert searched() == first
+    models("remove", "rerank", "2")
 
 
 def start(repository: Path, tmp_path: Path, config: str) -> None:

@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from tritonrag.engines.vllm import Reply
+from tritonrag.engines.dialects import Reply, Value
 from tritonrag.errors import Cancelled, InternalError, TritonragError, Unavailable
 
 
 class TritonModels:
-    """The models of this server; see :class:`tritonrag.engines.vllm.ModelCaller`."""
+    """The models of this server; see :class:`tritonrag.engines.served.ModelCaller`."""
 
     def stream(
-        self, model: str, inputs: Mapping[str, str | bool], outputs: Sequence[str]
+        self, model: str, inputs: Mapping[str, Value], outputs: Sequence[str]
     ) -> Generator[Reply, None, None]:
         """Yield the responses to one request, inputs of shape [1]."""
         request = pb_utils.InferenceRequest(
@@ -46,7 +46,7 @@ def _end(responses: Any) -> None:
         pass
 
 
-def _tensor(name: str, value: str | bool) -> Any:
+def _tensor(name: str, value: Value) -> Any:
     held = np.array([value.encode()], np.object_) if isinstance(value, str) else np.array([value])
     return pb_utils.Tensor(name, held)
 

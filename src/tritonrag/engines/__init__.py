@@ -1,8 +1,9 @@
 """The engines behind ``generate``, and the choice between them.
 
 ``LLM_API_URL`` set: any OpenAI-compatible endpoint. Else: the exported model in the repository, on
-the engine that its manifest names: ONNX Runtime GenAI in this process, or Triton's vLLM backend in
-another model. ``prompt`` asks here too, so that it writes what the chosen engine reads.
+the engine that its manifest names: ONNX Runtime GenAI in this process, or another model of the
+server, on Triton's vLLM backend or TensorRT-LLM. ``prompt`` asks here too, so that it writes what
+the chosen engine reads.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from tokenizers import Tokenizer
 
 from tritonrag.artifacts import ENGINES, LlmManifest, llm_dir
 from tritonrag.contract import DEFAULT_MAX_TOKENS
-from tritonrag.engines.vllm import ModelCaller, VllmEngine
+from tritonrag.engines.dialects import Dialect, TensorRtLlm, Vllm
+from tritonrag.engines.served import ModelCaller, ServedEngine
 from tritonrag.errors import SetupError
 from tritonrag.generation import Engine
 from tritonrag.prompting import PromptBuilder, chat_template
@@ -22,6 +24,8 @@ from tritonrag.settings import ModelArgs, RemoteLlmSettings
 
 BYTES_PER_TOKEN = 3
 """Cautious estimate of UTF-8 bytes in a token, where the endpoint's tokenizer is not known."""
+
+_DIALECTS: dict[str, Dialect] = {"vllm": Vllm(), "tensorrtllm": TensorRtLlm()}
 
 
 def load_engine(args: ModelArgs, models: ModelCaller | None = None) -> Engine:
@@ -41,10 +45,10 @@ def load_engine(args: ModelArgs, models: ModelCaller | None = None) -> Engine:
 
         return OpenAiEngine(remote, queue_size)
     chosen = LlmManifest.load(args.repository, args.version).engine
-    if chosen == "vllm":
+    if dialect := _DIALECTS.get(chosen):
         if models is None:
-            raise SetupError("the installed LLM runs on Triton's vLLM backend: start the server")
-        return VllmEngine(args.repository, args.version, models, queue_size=queue_size)
+            raise SetupError(f"the installed LLM runs on {dialect.name}: start the server")
+        return ServedEngine(args.repository, args.version, models, dialect, queue_size=queue_size)
     if chosen != "genai":
         raise SetupError(f"the LLM's manifest names the engine {chosen!r}, not one of {ENGINES}")
     from tritonrag.engines.genai import GenaiEngine

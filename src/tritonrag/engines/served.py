@@ -1,41 +1,35 @@
-"""Generation by Triton's own vLLM backend, in another model of the same server.
+"""Generation by another model of the same server: Triton's vLLM backend, or TensorRT-LLM.
 
-vLLM batches by itself, so each generation only needs a thread that waits for its tokens. The other
-model is reached through a :class:`ModelCaller`; Triton is not known here.
+Both batch by themselves, so each generation only needs a thread that waits for its tokens. The
+other model is reached through a :class:`ModelCaller`; Triton is not known here.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from tokenizers import Tokenizer
 
-from tritonrag.artifacts import VLLM_MODEL, LlmManifest, llm_dir
+from tritonrag.artifacts import SERVED_MODEL, LlmManifest, llm_dir
 from tritonrag.engines.admission import Admission
+from tritonrag.engines.dialects import Asked, Dialect, Reply, Value
 from tritonrag.errors import Cancelled, InternalError, InvalidRequest, TritonragError, Unavailable
 from tritonrag.generation import Generation, Sink, TextStream, room_for
 
 LOG = logging.getLogger(__name__)
-
-Reply = Mapping[str, Sequence[Any]]
-"""One response of a called model: its output tensors by name, flattened."""
-
-_OUTPUTS = ("text_output", "finish_reason", "num_output_tokens")
-_REASONS = {"stop": "stop", "length": "length", "abort": "cancelled"}
 
 
 class ModelCaller(Protocol):
     """Calls another model of the server; may be used by many threads at once."""
 
     def stream(
-        self, model: str, inputs: Mapping[str, str | bool], outputs: Sequence[str]
+        self, model: str, inputs: Mapping[str, Value], outputs: Sequence[str]
     ) -> Generator[Reply, None, None]:
         """Yield the responses to one request, inputs of shape [1].
 
@@ -73,13 +67,19 @@ class _Run:
                 self.stream.fail(outcome)
 
 
-class VllmEngine:
-    """The model ``llm`` on Triton's vLLM backend."""
+class ServedEngine:
+    """The model ``llm`` beside ``generate``, asked in the dialect of its backend."""
 
     grounding = "free"
 
     def __init__(
-        self, repository: Path, version: int, models: ModelCaller, *, queue_size: int
+        self,
+        repository: Path,
+        version: int,
+        models: ModelCaller,
+        dialect: Dialect,
+        *,
+        queue_size: int,
     ) -> None:
         """Read the manifest of a version of the LLM; the model is first called by a generation.
 
@@ -91,6 +91,7 @@ class VllmEngine:
         stops = (self._tokenizer.token_to_id(token) for token in self._manifest.stop_tokens)
         self._stop_ids = [number for number in stops if number is not None]
         self._models = models
+        self._dialect = dialect
         self._admission = Admission(queue_size)
         self._threads = ThreadPoolExecutor(queue_size, thread_name_prefix="engine")
         self._running: set[_Run] = set()
@@ -103,8 +104,8 @@ class VllmEngine:
             raise Unavailable("generate: is being unloaded; try again later")
         if generation.grounding == "quote":
             raise InvalidRequest(
-                "grounding: `quote` constrains the decoder, which this engine (vLLM) is not asked "
-                "for; use `free`, or export the LLM with --target genai"
+                f"grounding: `quote` constrains the decoder, which {self._dialect.name} is not "
+                "asked for; use `free`, or export the LLM with --target genai"
             )
         plain = self._tokenizer.encode(generation.prompt, add_special_tokens=False).ids
         room = room_for(generation, len(plain), self._manifest.context_tokens)
@@ -113,8 +114,9 @@ class VllmEngine:
         run.stream.usage.prompt_tokens = len(plain)
         with self._lock:
             self._running.add(run)
-        inputs = self._inputs(generation, min(generation.max_tokens, room), len(plain))
-        self._threads.submit(self._generate, run, inputs)
+        text = self._text(generation.prompt, len(plain))
+        asked = Asked(text, generation, min(generation.max_tokens, room), self._stop_ids)
+        self._threads.submit(self._generate, run, asked)
 
     def cancel(self, id: str) -> None:
         """Stop the generations with this request id, also one that arrives a little later."""
@@ -134,31 +136,8 @@ class VllmEngine:
             run.end("cancelled")
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _inputs(self, generation: Generation, max_tokens: int, plain: int) -> dict[str, str | bool]:
-        """Return the request; the stop tokens are named, whatever vLLM reads of the model."""
-        sampling: dict[str, Any] = {
-            "max_tokens": max_tokens,
-            "temperature": generation.temperature,
-            "top_p": generation.top_p,
-            "stop_token_ids": self._stop_ids,
-        }
-        if generation.top_k:
-            sampling["top_k"] = generation.top_k
-        if generation.seed is not None:
-            sampling["seed"] = generation.seed
-        if generation.stop:
-            sampling["stop"] = list(generation.stop)
-        return {
-            "text_input": self._text(generation.prompt, plain),
-            "stream": True,
-            "exclude_input_in_output": True,
-            "return_finish_reason": True,
-            "return_num_output_tokens": True,
-            "sampling_parameters": json.dumps(sampling),
-        }
-
     def _text(self, prompt: str, plain: int) -> str:
-        """Return the prompt without a first token that vLLM's tokenizer would put there again."""
+        """Return the prompt without a first token that the backend would put there again."""
         first = self._manifest.special_tokens.get("bos_token", "")
         if first and prompt.startswith(first) and len(self._tokenizer.encode(prompt).ids) > plain:
             return prompt[len(first) :]
@@ -166,35 +145,39 @@ class VllmEngine:
 
     # Everything below runs in the generation's own thread.
 
-    def _generate(self, run: _Run, inputs: dict[str, str | bool]) -> None:
+    def _generate(self, run: _Run, asked: Asked) -> None:
         try:
             if self._admission.was_cancelled(run.generation.id):
                 run.end("cancelled")
             else:
-                run.end(self._relay(run, inputs))
+                run.end(self._relay(run, asked))
         except Cancelled:
             run.end("cancelled")
         except Unavailable as error:
             run.end(error)
         except Exception:  # whatever the other model said is for the log
-            LOG.exception("generate: the model %s failed", VLLM_MODEL)
-            run.end(InternalError(f"generate: {VLLM_MODEL} failed; the server's log has the cause"))
+            LOG.exception("generate: the model %s failed", SERVED_MODEL)
+            run.end(
+                InternalError(f"generate: {SERVED_MODEL} failed; the server's log has the cause")
+            )
         finally:
             with self._lock:
                 self._running.discard(run)
             self._admission.leave()
 
-    def _relay(self, run: _Run, inputs: dict[str, str | bool]) -> str:
-        replies = self._models.stream(VLLM_MODEL, inputs, _OUTPUTS)
-        reason = "error"
+    def _relay(self, run: _Run, asked: Asked) -> str:
+        inputs = self._dialect.inputs(asked)
+        replies = self._models.stream(SERVED_MODEL, inputs, self._dialect.outputs)
         try:
-            for reply in replies:
-                run.stream.usage.generated_tokens += sum(reply.get("num_output_tokens", ()))
-                reason = next(iter(reply.get("finish_reason", ())), "None")
-                if run.push("".join(reply.get("text_output", ()))):
+            for step in self._dialect.steps(replies, self._count):
+                run.stream.usage.generated_tokens += step.tokens
+                if run.push(step.text):
                     return "cancelled"  # it has been told how it ended, and is not told again
-                if reason in _REASONS:
-                    break
+                if step.reason:
+                    return step.reason
         finally:
             replies.close()
-        return _REASONS.get(reason, "error")
+        return "error"
+
+    def _count(self, text: str) -> int:
+        return len(self._tokenizer.encode(text, add_special_tokens=False).ids)

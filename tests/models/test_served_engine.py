@@ -1,4 +1,4 @@
-"""The vLLM engine with a caller that replies what the test tells it to."""
+"""The engines of served LLMs with a caller that replies what the test tells it to."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tritonrag.artifacts import LLM_DIR, LlmManifest
 from tritonrag.engines import load_engine
-from tritonrag.engines.vllm import Reply, VllmEngine
+from tritonrag.engines.dialects import Reply, TensorRtLlm, Value, Vllm
+from tritonrag.engines.served import ServedEngine
 from tritonrag.errors import Cancelled, InternalError, InvalidRequest, SetupError, Unavailable
 from tritonrag.generation import Generation, Usage
 from tritonrag.settings import ModelArgs
@@ -30,7 +32,7 @@ class Models:
     """A caller of models; ``gate`` holds each reply back while it is clear."""
 
     replies: Sequence[Reply | Exception] = ()
-    calls: list[tuple[str, dict[str, str | bool]]] = field(default_factory=list)
+    calls: list[tuple[str, dict[str, Value]]] = field(default_factory=list)
     closed: threading.Event = field(default_factory=threading.Event)
     gate: threading.Event = field(default_factory=threading.Event)
 
@@ -38,7 +40,7 @@ class Models:
         self.gate.set()
 
     def stream(
-        self, model: str, inputs: Mapping[str, str | bool], outputs: Sequence[str]
+        self, model: str, inputs: Mapping[str, Value], outputs: Sequence[str]
     ) -> Generator[Reply, None, None]:
         self.calls.append((model, dict(inputs)))
         try:
@@ -92,21 +94,21 @@ def models() -> Models:
 
 
 @pytest.fixture
-def engine(repository: Path, models: Models) -> Iterator[VllmEngine]:
-    engine = VllmEngine(repository, 1, models, queue_size=QUEUE_SIZE)
+def engine(repository: Path, models: Models) -> Iterator[ServedEngine]:
+    engine = ServedEngine(repository, 1, models, Vllm(), queue_size=QUEUE_SIZE)
     yield engine
     models.gate.set()
     engine.close()
 
 
-def generate(engine: VllmEngine, id: str = "r", **options: Any) -> Recorder:
+def generate(engine: ServedEngine, id: str = "r", **options: Any) -> Recorder:
     recorder = Recorder()
     asked = {"prompt": "how many days", "max_tokens": 16} | options
     engine.submit(Generation(id, **asked), recorder)
     return recorder
 
 
-def test_text_is_streamed_and_counted(engine: VllmEngine, models: Models) -> None:
+def test_text_is_streamed_and_counted(engine: ServedEngine, models: Models) -> None:
     recorder = generate(engine).wait()
 
     assert (recorder.text, recorder.ends) == ("25 days.", ["stop"])
@@ -114,7 +116,7 @@ def test_text_is_streamed_and_counted(engine: VllmEngine, models: Models) -> Non
     assert models.closed.wait(5)
 
 
-def test_what_vllm_is_asked(engine: VllmEngine, models: Models) -> None:
+def test_what_vllm_is_asked(engine: ServedEngine, models: Models) -> None:
     generate(engine, max_tokens=7, temperature=0.5, top_p=0.9, top_k=4, seed=5, stop=("x",)).wait()
     model, inputs = models.calls[0]
 
@@ -128,7 +130,7 @@ def test_what_vllm_is_asked(engine: VllmEngine, models: Models) -> None:
     }  # fmt: skip
 
 
-def test_the_answer_fits_the_context(engine: VllmEngine, models: Models) -> None:
+def test_the_answer_fits_the_context(engine: ServedEngine, models: Models) -> None:
     generate(engine, prompt="a " * 190, max_tokens=100).wait()
     assert models.sampling["max_tokens"] == 10
     with pytest.raises(InvalidRequest, match="prompt: is 201 tokens, over the LLM's context of"):
@@ -137,7 +139,7 @@ def test_the_answer_fits_the_context(engine: VllmEngine, models: Models) -> None
         generate(engine, max_tokens=201)
 
 
-def test_quote_is_refused_with_the_remedy(engine: VllmEngine) -> None:
+def test_quote_is_refused_with_the_remedy(engine: ServedEngine) -> None:
     with pytest.raises(InvalidRequest, match="use `free`, or export the LLM with --target genai"):
         generate(engine, grounding="quote", passages=((1, "Text."),))
 
@@ -146,13 +148,13 @@ def test_quote_is_refused_with_the_remedy(engine: VllmEngine) -> None:
     ("end", "expected"),
     [("stop", "stop"), ("length", "length"), ("abort", "cancelled"), ("None", "error")],
 )
-def test_how_it_ended(engine: VllmEngine, models: Models, end: str, expected: str) -> None:
+def test_how_it_ended(engine: ServedEngine, models: Models, end: str, expected: str) -> None:
     models.replies = [reply("some"), reply("", end)]
 
     assert generate(engine).wait().ends == [expected]
 
 
-def test_a_stop_string_ends_it_and_the_other_model(engine: VllmEngine, models: Models) -> None:
+def test_a_stop_string_ends_it_and_the_other_model(engine: ServedEngine, models: Models) -> None:
     models.replies = [reply("one t"), reply("wo three"), reply("four")] * 99
     recorder = generate(engine, stop=("two",)).wait()
 
@@ -161,7 +163,7 @@ def test_a_stop_string_ends_it_and_the_other_model(engine: VllmEngine, models: M
 
 
 def test_a_cancel_is_answered_at_once_and_closes_the_call(
-    engine: VllmEngine, models: Models
+    engine: ServedEngine, models: Models
 ) -> None:
     models.gate.clear()
     recorder = generate(engine, "a")
@@ -174,14 +176,14 @@ def test_a_cancel_is_answered_at_once_and_closes_the_call(
     assert not recorder.text
 
 
-def test_a_cancel_that_overtakes_its_request(engine: VllmEngine, models: Models) -> None:
+def test_a_cancel_that_overtakes_its_request(engine: ServedEngine, models: Models) -> None:
     engine.cancel("early")
 
     assert generate(engine, "early").wait().ends == ["cancelled"]
     assert not models.calls
 
 
-def test_a_caller_that_goes_away_stops_it(engine: VllmEngine, models: Models) -> None:
+def test_a_caller_that_goes_away_stops_it(engine: ServedEngine, models: Models) -> None:
     recorder = Recorder(gone=True)
     engine.submit(Generation("r", "how", max_tokens=16), recorder)
 
@@ -198,7 +200,7 @@ def test_a_caller_that_goes_away_stops_it(engine: VllmEngine, models: Models) ->
     ],
 )
 def test_a_failure_before_any_text_is_an_error(
-    engine: VllmEngine, models: Models, raised: Exception, expected: type[Exception]
+    engine: ServedEngine, models: Models, raised: Exception, expected: type[Exception]
 ) -> None:
     models.replies = [raised]
     (end,) = generate(engine).wait().ends
@@ -208,7 +210,7 @@ def test_a_failure_before_any_text_is_an_error(
     assert generate(engine).wait().ends  # its place is free again
 
 
-def test_a_failure_after_text_is_named_in_the_usage(engine: VllmEngine, models: Models) -> None:
+def test_a_failure_after_text_is_named_in_the_usage(engine: ServedEngine, models: Models) -> None:
     models.replies = [reply("some"), InternalError("lost")]
     recorder = generate(engine).wait()
 
@@ -216,13 +218,13 @@ def test_a_failure_after_text_is_named_in_the_usage(engine: VllmEngine, models: 
     assert "the server's log has the cause" in recorder.usage.error
 
 
-def test_cancelled_by_the_other_side(engine: VllmEngine, models: Models) -> None:
+def test_cancelled_by_the_other_side(engine: ServedEngine, models: Models) -> None:
     models.replies = [Cancelled("Request was cancelled")]
 
     assert generate(engine).wait().ends == ["cancelled"]
 
 
-def test_a_full_queue_is_unavailable(engine: VllmEngine, models: Models) -> None:
+def test_a_full_queue_is_unavailable(engine: ServedEngine, models: Models) -> None:
     models.gate.clear()
     recorders = [generate(engine, str(n)) for n in range(QUEUE_SIZE)]
     with pytest.raises(Unavailable, match="queue is full"):
@@ -233,7 +235,7 @@ def test_a_full_queue_is_unavailable(engine: VllmEngine, models: Models) -> None
 
 
 def test_close_ends_what_runs(repository: Path, models: Models) -> None:
-    engine = VllmEngine(repository, 1, models, queue_size=QUEUE_SIZE)
+    engine = ServedEngine(repository, 1, models, Vllm(), queue_size=QUEUE_SIZE)
     models.gate.clear()
     recorders = [generate(engine, str(n)) for n in range(QUEUE_SIZE)]
     engine.close()
@@ -259,7 +261,7 @@ def other(repository: Path, tmp_path: Path) -> Callable[..., Path]:
 
 
 def test_stop_tokens_are_named_by_id(other: Callable[..., Path], models: Models) -> None:
-    engine = VllmEngine(other(stop_tokens=["days", "of"]), 1, models, queue_size=1)
+    engine = ServedEngine(other(stop_tokens=["days", "of"]), 1, models, Vllm(), queue_size=1)
     generate(engine).wait()
     engine.close()
 
@@ -281,21 +283,98 @@ def test_a_first_token_that_vllm_adds_is_not_sent_twice(
                 single="[UNK] $A", special_tokens=[("[UNK]", 1)]
             )
             tokenizer.save(path)
-        engine = VllmEngine(repository, 1, models, queue_size=1)
+        engine = ServedEngine(repository, 1, models, Vllm(), queue_size=1)
         generate(engine, prompt="[UNK]how many").wait()
         engine.close()
         sent = models.calls[-1][1]["text_input"]
         assert sent == ("how many" if adds else "[UNK]how many")
 
 
-@pytest.mark.parametrize(("engine_name", "error"), [("vllm", "start the server"), ("x", "'x'")])
+@pytest.mark.parametrize(
+    ("engine_name", "error"),
+    [
+        ("vllm", "vLLM: start the server"),
+        ("tensorrtllm", "TensorRT-LLM: start the server"),
+        ("x", "'x'"),
+    ],
+)
 def test_the_manifest_chooses_the_engine(
     other: Callable[..., Path], models: Models, engine_name: str, error: str
 ) -> None:
     args = ModelArgs("generate", other(engine=engine_name), {}, 1)
-    if engine_name == "vllm":
+    if engine_name != "x":
         chosen = load_engine(args, models)
-        assert isinstance(chosen, VllmEngine)
+        assert isinstance(chosen, ServedEngine)
         chosen.close()
     with pytest.raises(SetupError, match=error):
         load_engine(args)
+
+
+@pytest.fixture
+def tensorrt(repository: Path, models: Models) -> Iterator[ServedEngine]:
+    engine = ServedEngine(repository, 1, models, TensorRtLlm(), queue_size=QUEUE_SIZE)
+    yield engine
+    engine.close()
+
+
+def so_far(text: str, reason: str = "None") -> Reply:
+    return {"text_output": [text], "finish_reason": [reason]}
+
+
+def test_tensorrt_llm_sends_all_its_text_each_time(tensorrt: ServedEngine, models: Models) -> None:
+    models.replies = [so_far("how"), so_far("how many"), so_far("how many days", "stop")]
+    recorder = generate(tensorrt).wait()
+
+    assert (recorder.text, recorder.ends) == ("how many days", ["stop"])
+    assert recorder.usage.generated_tokens == 3
+
+
+def test_half_a_character_waits_for_its_other_half(tensorrt: ServedEngine, models: Models) -> None:
+    models.replies = [so_far("a \ufffd"), so_far("a \u00fc"), so_far("a \u00fc.", "length")]
+    recorder = generate(tensorrt).wait()
+
+    assert (recorder.text, recorder.ends) == ("a \u00fc.", ["length"])
+
+
+def test_what_tensorrt_llm_is_asked(tensorrt: ServedEngine, models: Models) -> None:
+    models.replies = [so_far("one two", "stop")]
+    options = {"temperature": 0.5, "top_p": 0.25, "top_k": 4, "seed": 5, "stop": ("two",)}
+    recorder = generate(tensorrt, max_tokens=7, **options).wait()
+    asked = models.calls[0][1]
+
+    assert recorder.text == "one "
+    assert {name: str(np.asarray(value).dtype) for name, value in asked.items()} == {
+        "text_input": "<U13",
+        "streaming": "bool",
+        "return_finish_reason": "bool",
+        "sampling_param_exclude_input_from_output": "bool",
+        "sampling_param_max_tokens": "int32",
+        "sampling_param_top_k": "int32",
+        "sampling_param_temperature": "float32",
+        "sampling_param_top_p": "float32",
+        "sampling_param_seed": "uint64",
+    }
+    assert [asked[f"sampling_param_{name}"] for name in ("max_tokens", "top_k", "seed")] == [
+        7,
+        4,
+        5,
+    ]
+    generate(tensorrt).wait()
+    assert models.calls[1][1]["sampling_param_top_k"] == 1, "greedy"
+
+
+@pytest.mark.parametrize(
+    ("end", "expected"),
+    [("stop", "stop"), ("length", "length"), ("cancelled", "cancelled"), ("timeout", "error")],
+)
+def test_how_tensorrt_llm_ended(
+    tensorrt: ServedEngine, models: Models, end: str, expected: str
+) -> None:
+    models.replies = [so_far("some"), so_far("some", end)]
+
+    assert generate(tensorrt).wait().ends == [expected]
+
+
+def test_quote_names_the_backend(tensorrt: ServedEngine) -> None:
+    with pytest.raises(InvalidRequest, match="which TensorRT-LLM is not asked for"):
+        generate(tensorrt, grounding="quote", passages=((1, "Text."),))
