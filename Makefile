@@ -6,12 +6,13 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Where to take torch from, for a build without CUDA: TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
 ONCE ?=
+RETRIEVAL ?=
 
 # Any installed version will do; where there is none, version 1 is made.
 EMBEDDER := $(or $(firstword $(wildcard model_repository/embed/*/manifest.json)),model_repository/embed/1/manifest.json)
 LLM := $(or $(firstword $(wildcard model_repository/generate/*/llm/manifest.json)),model_repository/generate/1/llm/manifest.json)
 
-.PHONY: help install models run test lint types unit docs lock bench clean
+.PHONY: help install models run test lint types unit docs lock bench precisions clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -41,6 +42,9 @@ types: $(VENV)/.dev ## mypy --strict; each model.py on its own, since all have o
 
 bench: $(VENV)/.run models ## search and rag at 1, 8 and 64 clients beside the in-process limit
 	@$(BIN)/python perf/bench.py
+
+precisions: $(VENV)/.run ## export both models in every precision: size, speed, parity (RETRIEVAL=folder in BEIR layout)
+	@$(BIN)/python perf/precisions.py $(if $(RETRIEVAL),--retrieval $(RETRIEVAL))
 
 docs: $(VENV)/.dev ## write docs/contract.md from the contract
 	@$(BIN)/python docs/generate_contract.py

@@ -6,9 +6,9 @@
 
 Each row is one run of ``export/embedder.py`` or ``export/llm.py`` into a repository of its own, and
 what its manifest says: the same figures that decide whether a model is installed. A row that would
-not be installed is marked. Speeds are of one run each on a machine that may be shared: compare rows
-by ratio. Standard output is the Markdown tables and, as its last line, one JSON object; both go to
-``perf/results/`` with machine, versions and command.
+not be installed is marked. Speeds are of one run each on a machine that may be shared, so the
+tables show them as multiples of fp32. Standard output is the tables in Markdown and, as its last
+line, one JSON object; both go to ``perf/results/`` with machine, versions and command.
 """
 
 from __future__ import annotations
@@ -41,15 +41,45 @@ class Variant:
 
 
 @dataclass(frozen=True)
+class Column:
+    """A column of the table: a figure, or where ``ratio`` is set how it compares with fp32.
+
+    ``ratio`` 1 is for a figure that grows with the speed, -1 for a time.
+    """
+
+    title: str
+    figure: str
+    ratio: int = 0
+
+
+@dataclass(frozen=True)
 class Kind:
     """A kind of model: the program that exports it, where its manifest lies, its variants."""
 
     program: str
     folder: Path
+    columns: tuple[Column, ...]
     variants: tuple[Variant, ...]
 
 
-EMBEDDER = Kind("export/embedder.py", EMBEDDER_DIR, (
+EMBEDDER_COLUMNS = (
+    Column("MB", "MB"),
+    Column("speed, 1 text of 16 tokens", "batch_1_tokens_16_ms", -1),
+    Column("speed, 8 texts of 128", "batch_8_tokens_128_ms", -1),
+    Column("least cosine", "min_cosine"),
+    Column("recall@10 agreement", "recall_agreement"),
+    Column("installed", "installed"),
+)
+LLM_COLUMNS = (
+    Column("MB", "MB"),
+    Column("prefill", "prefill_tokens_per_s", 1),
+    Column("decode", "decode_tokens_per_s", 1),
+    Column("cosine of logits", "logit_cosine"),
+    Column("same greedy tokens of 64", "greedy_prefix"),
+    Column("installed", "installed"),
+)
+
+EMBEDDER = Kind("export/embedder.py", EMBEDDER_DIR, EMBEDDER_COLUMNS, (
     Variant("fp32", ()),
     Variant("fp32, fused attention", ("--fused",)),
     Variant("fp16", ("--precision", "fp16")),
@@ -57,12 +87,12 @@ EMBEDDER = Kind("export/embedder.py", EMBEDDER_DIR, (
     Variant("int8 static", ("--precision", "int8", "--quantization", "static")),
     Variant("int8 dynamic", ("--precision", "int8", "--quantization", "dynamic")),
 ))  # fmt: skip
-LLM = Kind("export/llm.py", LLM_DIR, (
+LLM = Kind("export/llm.py", LLM_DIR, LLM_COLUMNS, (
     Variant("fp32", ("--precision", "fp32")),
     Variant("int8", ("--precision", "int8")),
     Variant("int4", ("--precision", "int4")),
 ))  # fmt: skip
-CUDA_LLM = Kind("export/llm.py", LLM_DIR, (
+CUDA_LLM = Kind("export/llm.py", LLM_DIR, LLM_COLUMNS, (
     Variant("fp16", ("--precision", "fp16", "--execution", "cuda")),
     Variant("bf16", ("--precision", "bf16", "--execution", "cuda")),
     Variant("int4", ("--precision", "int4", "--execution", "cuda")),
@@ -88,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ],
         "llm": [measured(llm, variant, llm_flags) for variant in llm.variants],
     }  # fmt: skip
-    text = "\n\n".join(table(rows) for rows in found.values())
+    text = tables(found)
     record = provenance("perf/precisions.py", PACKAGES) | found
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / f"{stem(record)}-precisions"
@@ -155,20 +185,34 @@ def measured(kind: Kind, variant: Variant, flags: Sequence[str]) -> dict[str, An
     }
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Return a Markdown table of the rows' figures."""
-    columns = [name for name in max(rows, key=len) if name not in ("options", "error")]
-    lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
+def tables(found: dict[str, list[dict[str, Any]]]) -> str:
+    """Return the Markdown tables of a result, which README shows."""
+    return "\n\n".join(
+        table(name, rows, columns)
+        for name, rows, columns in (
+            ("Embedder", found["embedder"], EMBEDDER_COLUMNS),
+            ("LLM", found["llm"], LLM_COLUMNS),
+        )
+    )
+
+
+def table(name: str, rows: list[dict[str, Any]], columns: Sequence[Column]) -> str:
+    """Return a table of the rows, speeds as multiples of the first row's."""
+    lines = [
+        f"| {name} | {' | '.join(column.title for column in columns)} |",
+        "|" + "---|" * (len(columns) + 1),
+    ]
     for row in rows:
-        cells = [shown(row.get(name, "")) for name in columns]
-        if "error" in row:
-            cells[1] = row["error"]
-        lines.append(f"| {' | '.join(cells)} |")
+        cells = [row["error"]] if "error" in row else [cell(row, rows[0], each) for each in columns]
+        lines.append(f"| {row['variant']} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def shown(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) and abs(value) < 100 else str(value)
+def cell(row: dict[str, Any], first: dict[str, Any], column: Column) -> str:
+    value = row.get(column.figure, "")
+    if column.ratio and value and first.get(column.figure):
+        return f"{(value / first[column.figure]) ** column.ratio:.2f}×"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def failures(found: dict[str, list[dict[str, Any]]]) -> list[str]:
