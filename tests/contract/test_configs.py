@@ -24,6 +24,7 @@ from tritonrag.rollout import is_pinned
 
 REPOSITORY = Path(__file__).parents[2] / "model_repository"
 MAX_MODEL_LINES = 60
+ACCELERATED = ("openvino", "ort-tensorrt", "tensorrt")
 
 Served = tuple[ModelSpec, str]
 """A model and the config variant that it is served with, "" for the plain one."""
@@ -69,14 +70,14 @@ def test_a_variant_is_of_the_contract_or_a_model_with_other_settings() -> None:
     files = [path for path in REPOSITORY.glob("*/configs/*.pbtxt") if not is_pinned(path)]
     found = {(file.parents[1].name, file.stem) for file in files}
     ensembles = {(name, variant) for variant, specs in VARIANTS.items() for name in specs}
-    accelerated = {("embed", "tensorrt"), ("embed", "ort-tensorrt")}
+    accelerated = {("embed", name) for name in ACCELERATED}
     assert found == ensembles | accelerated | {("retrieve", RERANK)}
     plain, varied = config("retrieve"), config("retrieve", RERANK)
     assert varied.parameters.pop("retrieve_k").string_value == str(DEFAULT_RETRIEVE_K)
     assert varied == plain
 
 
-@pytest.mark.parametrize("variant", ["tensorrt", "ort-tensorrt"])
+@pytest.mark.parametrize("variant", ACCELERATED)
 def test_an_accelerated_embedder_has_the_tensors_and_the_queue_of_the_plain_one(
     variant: str,
 ) -> None:

@@ -31,6 +31,7 @@ ONLY = {
     "triton_python_backend_utils": {"backend"},
     "tritonclient": {"client", "repository"},
     "onnxruntime": {"backend"},
+    "openvino": {"backend"},
     "onnxruntime_genai": {"engines"},
     "openai": {"engines"},
     "faiss": {"index"},

@@ -245,7 +245,7 @@ def test_an_unknown_variant_is_refused_with_those_there_are(tmp_path: Path) -> N
     assert refused.returncode == 1
     assert refused.stderr == (
         "tritonrag: --config nope: no model has a configs/nope.pbtxt; choose of: "
-        "ort-tensorrt, rerank, tensorrt\n"
+        "openvino, ort-tensorrt, rerank, tensorrt\n"
     )
     small = tmp_path / "small"
     small.mkdir()

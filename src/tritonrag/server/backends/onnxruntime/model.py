@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tritonrag.backend.onnx import OnnxModel
+from tritonrag.backend.onnx import onnx_model
 
 
 class TritonPythonModel:
@@ -18,7 +18,7 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         """Load ``model.onnx`` of the served version."""
         folder = Path(args["model_repository"]) / args["model_version"]
-        self._model = OnnxModel(json.loads(args["model_config"]), folder)
+        self._model = onnx_model(json.loads(args["model_config"]), folder)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer a batch."""

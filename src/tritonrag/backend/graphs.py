@@ -1,0 +1,88 @@
+"""One graph that answers whole batches, whichever runtime runs it: ``onnx`` or ``openvino``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+from tritonrag.backend.conversions import Array, respond, response
+from tritonrag.errors import SetupError
+
+Run = Callable[[dict[str, Array]], Sequence[Array]]
+"""Inputs by name, [batch, …], to the outputs in the order of the config, [batch, …] too."""
+
+
+class GraphModel:
+    """A model of a parsed ``config.pbtxt``. Inputs and outputs are [batch, …]."""
+
+    def __init__(self, config: dict[str, Any], run: Run) -> None:
+        """``run`` is called from one thread at a time."""
+        self._graph = run
+        self._inputs = [each["name"] for each in config["input"]]
+        self._outputs = [each["name"] for each in config["output"]]
+
+    def execute(self, requests: Sequence[Any]) -> list[Any]:
+        """Answer all requests from one run of the graph; Triton joins equal shapes only."""
+        return respond(requests, self._read, self._run, self._write)
+
+    def _read(self, request: Any) -> list[Array]:
+        tensors = (pb_utils.get_input_tensor_by_name(request, name) for name in self._inputs)
+        return [tensor.as_numpy() for tensor in tensors]
+
+    def _run(self, batch: list[list[Array]]) -> Sequence[list[Array] | Exception]:
+        try:
+            return self._run_together(batch)
+        except Exception as error:  # what one request made the graph refuse fails that one only
+            return [error] if len(batch) == 1 else [self._run([inputs])[0] for inputs in batch]
+
+    def _run_together(self, batch: list[list[Array]]) -> list[list[Array]]:
+        columns = zip(self._inputs, zip(*batch, strict=True), strict=True)
+        outputs = self._graph({name: np.concatenate(parts) for name, parts in columns})
+        ends = np.cumsum([len(inputs[0]) for inputs in batch])[:-1]
+        parts = (np.split(output, ends) for output in outputs)
+        return [list(one) for one in zip(*parts, strict=True)]
+
+    def _write(self, outputs: list[Array]) -> Any:
+        pairs = zip(self._outputs, outputs, strict=True)
+        return response(*(pb_utils.Tensor(name, values) for name, values in pairs))
+
+
+def graph_file(version_folder: Path) -> Path:
+    """Return the ``model.onnx`` of a version.
+
+    Raises:
+        SetupError: there is none.
+    """
+    path = version_folder / "model.onnx"
+    if not path.is_file():
+        raise SetupError(f"{path}: no such file; run `make models` (or export/embedder.py)")
+    return path
+
+
+def parameters(config: dict[str, Any]) -> dict[str, str]:
+    """Return the ``parameters`` of a parsed ``config.pbtxt``."""
+    return {key: value["string_value"] for key, value in config.get("parameters", {}).items()}
+
+
+def integer(key: str, value: str) -> int:
+    """Return a parameter's value as an integer.
+
+    Raises:
+        SetupError: it is not one.
+    """
+    try:
+        return int(value)
+    except ValueError:
+        raise SetupError(f"parameter {key} is {value!r}, expected an integer") from None
+
+
+def refusal(option: str, backend: str, honoured: str) -> SetupError:
+    """Return the error for an option of ``config.pbtxt`` that a Python-based backend lacks."""
+    return SetupError(
+        f"{option} is not supported by the Python-based {backend} backend, which honours "
+        f"{honoured}; remove it or use Triton's own"
+    )

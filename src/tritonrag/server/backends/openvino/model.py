@@ -1,0 +1,25 @@
+"""The ``openvino`` backend of the embedded server, in Python; see ``tritonrag.backend.openvino``.
+
+Tensors: those of the model's ``config.pbtxt``, by name, [batch, …].
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tritonrag.backend.openvino import openvino_model
+
+
+class TritonPythonModel:
+    """One graph compiled for this CPU."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Compile ``model.onnx`` of the served version."""
+        folder = Path(args["model_repository"]) / args["model_version"]
+        self._model = openvino_model(json.loads(args["model_config"]), folder)
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """Answer a batch."""
+        return self._model.execute(requests)
