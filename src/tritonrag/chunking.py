@@ -22,7 +22,7 @@ from tokenizers import Tokenizer
 from tritonrag.artifacts import EmbedderManifest, embedder_dir
 from tritonrag.documents import PARSER_VERSION, Document
 from tritonrag.errors import InvalidRequest
-from tritonrag.markup import Block
+from tritonrag.formats.outline import Block
 
 MIN_CHUNK_TOKENS, MAX_CHUNK_TOKENS = 16, 4096
 DEFAULT_CHUNK_TOKENS, DEFAULT_CHUNK_OVERLAP = 128, 24
