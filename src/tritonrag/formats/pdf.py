@@ -26,6 +26,9 @@ logging.getLogger("pypdf").setLevel(logging.CRITICAL)
 _FULL_LINE = 0.7
 """A line of less than this share of the usual length was meant to end there."""
 
+_SHORT_LINE = 24
+"""A shorter one was meant to end there whatever the usual length: a form, not prose."""
+
 _USUAL = 0.8
 """So many of the lines of a page are no longer than the usual one."""
 
@@ -106,7 +109,8 @@ def _names(line: str, title: str) -> bool:
 def _add_lines(builder: ExtractedBlocks, lines: list[str]) -> None:
     """Add the paragraphs of a page, whose lines are joined where they were only wrapped."""
     lengths = sorted(len(line) for line in lines if line)
-    full = _FULL_LINE * lengths[int(_USUAL * (len(lengths) - 1))] if lengths else 0
+    usual = lengths[int(_USUAL * (len(lengths) - 1))] if lengths else 0
+    full = max(_SHORT_LINE, _FULL_LINE * usual)
     pieces: list[str] = []
     for line in lines:
         if not line:

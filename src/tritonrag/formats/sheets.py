@@ -15,6 +15,9 @@ from tritonrag.errors import InvalidRequest
 from tritonrag.formats.building import ExtractedBlocks
 from tritonrag.formats.outline import Outline
 
+_PANIC = "PanicException"
+"""What a bug of the library on a damaged file raises; it is no ``Exception`` and has no module."""
+
 Cell = int | float | str | bool | time | date | datetime | timedelta
 
 
@@ -22,12 +25,19 @@ def parse(content: bytes) -> Outline:
     """Parse a workbook.
 
     Raises:
-        InvalidRequest: it needs a password.
+        InvalidRequest: it needs a password, or is damaged.
     """
     try:
-        workbook = CalamineWorkbook.from_filelike(io.BytesIO(content))
+        return _parse(CalamineWorkbook.from_filelike(io.BytesIO(content)))
     except PasswordError:
         raise InvalidRequest("is encrypted; save it without a password") from None
+    except BaseException as error:
+        if type(error).__name__ != _PANIC:
+            raise
+        raise InvalidRequest(f"a damaged workbook: {error}") from None
+
+
+def _parse(workbook: CalamineWorkbook) -> Outline:
     builder = ExtractedBlocks()
     for sheet in workbook.sheets_metadata:
         if sheet.typ is SheetTypeEnum.WorkSheet:

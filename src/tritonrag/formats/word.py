@@ -23,7 +23,10 @@ from tritonrag.formats.building import ExtractedBlocks
 from tritonrag.formats.outline import Outline
 from tritonrag.formats.properties import facts, telling
 
-_HEADING = re.compile(r"heading (\d)", re.IGNORECASE)
+_TITLE = re.compile(r"(?:(?:Book|Chapter|Appendix|Backmatter) ?)?Title")
+_HEADING = re.compile(r"Heading ([1-9])|Head ?([A-F])")
+"""The names of styles: Word's own, and those of publishers' templates."""
+
 _CODE = re.compile(r"code|preformatted|verbatim|listing", re.IGNORECASE)
 _MATH = "{http://schemas.openxmlformats.org/officeDocument/2006/math}"
 _COMPATIBILITY = "{http://schemas.openxmlformats.org/markup-compatibility/2006}"
@@ -173,11 +176,12 @@ def _cell(element: Any) -> str:
 
 
 def _level(style: Any) -> int | None:
-    if style.name == "Title":
+    name = str(style.name)
+    if _TITLE.fullmatch(name):
         return 0
-    heading = _HEADING.fullmatch(str(style.name))
+    heading = _HEADING.fullmatch(name)
     if heading:
-        return int(heading.group(1))
+        return int(heading[1]) if heading[1] else "ABCDEF".index(heading[2]) + 1
     properties = style.element.pPr
     return None if properties is None else _outline_level(properties)
 
