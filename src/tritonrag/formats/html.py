@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from itertools import dropwhile, takewhile
 
 from bs4 import BeautifulSoup
 from bs4.element import CData, NavigableString, PageElement, Tag
@@ -144,9 +145,10 @@ def _rows(table: Tag) -> list[str]:
 
 
 def _header_rows(table: Tag) -> int:
-    """Return 1 where the first row holds headings only."""
-    row = table.find("tr")
-    return int(isinstance(row, Tag) and row.find("th") is not None and row.find("td") is None)
+    """Return 1 where the first row holds headings only; end tags may be missing here too."""
+    names = [tag.name for tag in table.find_all(("tr", "th", "td"))]
+    first = list(takewhile(lambda name: name != "tr", dropwhile(lambda name: name == "tr", names)))
+    return int("th" in first and "td" not in first)
 
 
 def _piece(node: PageElement) -> str:

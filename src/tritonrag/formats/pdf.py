@@ -124,8 +124,9 @@ def _add_lines(builder: ExtractedBlocks, lines: list[str]) -> None:
 def _joined(pieces: list[str], line: str, full: float) -> Iterator[str]:
     """Yield what follows ``pieces``, the lines before, whose last may lose its hyphen."""
     above = pieces[-1] if pieces else ""
-    if above and _HYPHENATED.search(above) and line[0].islower():
-        pieces[-1] = above[:-1]
+    if above and _HYPHENATED.search(above):
+        if line[0].islower():
+            pieces[-1] = above[:-1]
     elif above and len(above) < full:
         yield "\n"
     elif above and not (_WIDE.match(above[-1]) and _WIDE.match(line[0])):
