@@ -23,6 +23,7 @@ _LIKELY = ("cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "cp1255", "cp1256",
 """The encodings that are looked for. Where a text is as likely in two, it is in the first."""
 
 _DECLARATION_BYTES = 4096
+_SAMPLE_BYTES = 256 * 1024
 
 
 def decoded(content: bytes, declared: str | None = None) -> str:
@@ -72,7 +73,10 @@ def _text(text: str | None, encoding: str | None) -> str:
 
 
 def _detected(content: bytes) -> str | None:
-    matches = list(from_bytes(content, cp_isolation=list(_LIKELY)))
+    sample = content[:_SAMPLE_BYTES]
+    if len(content) > len(sample):  # No character of several bytes is cut at a line's end.
+        sample = sample.rpartition(b"\n")[0] or sample
+    matches = list(from_bytes(sample, cp_isolation=list(_LIKELY)))
     if not matches:
         return None
     best = [match for match in matches if _fitness(match) == _fitness(matches[0])]
