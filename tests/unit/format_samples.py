@@ -49,13 +49,16 @@ def rezipped(content: bytes, changes: Mapping[str, str]) -> bytes:
 
 
 def pdf(
-    pages: Sequence[Sequence[str]],
+    pages: Sequence[Sequence[str | tuple[str, int]]],
     bookmarks: Sequence[tuple[str, int, int | None]] = (),
     about: Mapping[str, str] | None = None,
     user_password: str | None = None,
     owner_password: str | None = None,
 ) -> bytes:
-    """Return a PDF of lines in Helvetica; a bookmark is its title, page and parent's number."""
+    """Return a PDF of lines in Helvetica, of 12 points unless told.
+
+    A bookmark is its title, page and parent's number.
+    """
     writer = PdfWriter()
     font = DictionaryObject(
         {
@@ -68,9 +71,10 @@ def pdf(
         page = writer.add_blank_page(612, 792)
         fonts = DictionaryObject({NameObject("/F1"): font})
         page[NameObject("/Resources")] = DictionaryObject({NameObject("/Font"): fonts})
-        shown = "".join(f"({line}) Tj 0 -14 Td\n" for line in lines)
+        sized = (line if isinstance(line, tuple) else (line, 12) for line in lines)
+        shown = "".join(f"/F1 {size} Tf ({text}) Tj 0 -{size + 2} Td\n" for text, size in sized)
         stream = DecodedStreamObject()
-        stream.set_data(f"BT /F1 12 Tf 72 720 Td\n{shown}ET".encode("latin-1"))
+        stream.set_data(f"BT 72 720 Td\n{shown}ET".encode("latin-1"))
         page[NameObject("/Contents")] = stream
     made = []
     for title, page_number, parent in bookmarks:

@@ -63,6 +63,17 @@ def test_word() -> None:
     assert document.metadata.fields == {"author": "The desk"}
 
 
+def test_headings_without_text_are_found_too() -> None:
+    document = docx.Document()
+    for level, text in [(1, "Hotels"), (2, "Rates"), (2, "Meals"), (1, "Contacts")]:
+        document.add_heading(text, level)
+    assert rows(parsed("a.docx", saved(document))) == [
+        ("", ("Hotels",), "text", "Rates"),
+        ("", ("Hotels",), "text", "Meals"),
+        ("", (), "text", "Contacts"),
+    ]
+
+
 def test_a_box_around_text_is_no_table() -> None:
     document = docx.Document()
     document.add_table(1, 1).cell(0, 0).text = "Mind this."

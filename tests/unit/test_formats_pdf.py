@@ -69,3 +69,32 @@ def test_a_password_is_asked_for_only_where_reading_needs_one() -> None:
 def test_a_scan_is_refused() -> None:
     with pytest.raises(InvalidRequest, match="run OCR"):
         parsed("scan.pdf", pdf([[], []]))
+
+
+def test_larger_letters_are_headings_where_there_are_no_bookmarks() -> None:
+    prose = ["Whoever travels for work keeps every receipt of the journey."] * 8
+    content = pdf([[("Travel", 24), *prose, ("Hotels and", 16), ("the like", 16), "Book early."],
+                   ["At the rates of the contract.", ("Meals", 16), "By the day."],
+                   [("Thank you", 24)]])  # fmt: skip
+    found = rows(parsed("a.pdf", content))
+    assert [(row[0], row[1]) for row in found] == [
+        ("page 1", ("Travel",)),
+        ("page 1", ("Travel", "Hotels and the like")),
+        ("page 2", ("Travel", "Hotels and the like")),
+        ("page 2", ("Travel", "Meals")),
+        ("page 3", ()),
+    ]
+    assert found[-1][3] == "Thank you"
+
+
+def test_sizes_say_nothing_where_many_lines_are_large() -> None:
+    content = pdf([["Small.", "Also small.", "And this one.", ("Large", 20), ("Larger", 22)]])
+    assert {row[1] for row in rows(parsed("a.pdf", content))} == {()}
+
+
+def test_running_heads_are_left_out() -> None:
+    texts = ["What one page says.", "What the next says.", "What the last says."]
+    pages = [["Handbook", text, f"Page {at} of 3"] for at, text in enumerate(texts, 1)]
+    assert [row[3] for row in rows(parsed("a.pdf", pdf(pages)))] == texts
+    same = [["Handbook"], ["Handbook"], ["Handbook"]]
+    assert [row[3] for row in rows(parsed("a.pdf", pdf(same)))] == ["Handbook"] * 3

@@ -47,7 +47,7 @@ PHRASES = {
     "pdf/002-trivial-libre-office-writer_002-trivial-libre-office-writer.pdf": (
         "no sea takimata sanctus est Lorem ipsum"
     ),
-    "pdf/003-pdflatex-image_pdflatex-image.pdf": "1 Your Chapter",
+    "pdf/003-pdflatex-image_pdflatex-image.pdf": "no sea takimata sanctus est Lorem ipsum",
     "pdf/004-pdflatex-4-pages_pdflatex-4-pages.pdf": "Kjift – not at all!",
     "pdf/006-pdflatex-outline_pdflatex-outline.pdf": "Contents 1 Foo 2 2 Bar 2 3 Baz 2",
     "pdf/007-imagemagick-images_imagemagick-images.pdf": "Background",

@@ -98,7 +98,10 @@ class LocatedBlocks:
 
 
 class ExtractedBlocks:
-    """Collects blocks and writes the text that they are the pieces of."""
+    """Collects blocks and writes the text that they are the pieces of.
+
+    A heading that nothing stands under is a block too, so that its words are found.
+    """
 
     def __init__(self) -> None:
         """Start with an empty text, no heading and no place."""
@@ -107,19 +110,23 @@ class ExtractedBlocks:
         self._blocks: list[Block] = []
         self._headings: list[tuple[int, str]] = []
         self._place = ""
+        self._bare: tuple[int, Block] | None = None
 
     def go_to(self, place: str, *, keep_headings: bool = False) -> None:
         """Begin a page, a slide or a sheet."""
-        self._place = place
         if not keep_headings:
-            self._headings = []
+            self.leave(0)
+        self._place = place
 
     def heading(self, level: int, text: str) -> None:
         """Put what follows under a heading."""
         text = " ".join(text.split())
-        if text:
-            self._write(text, "\n\n")
-            self._headings = _below(self._headings, level, text)
+        if not text:
+            return
+        self.leave(level)
+        start = self._write(text, "\n\n")
+        self._bare = level, self._block(text, "text", start)
+        self._headings = _below(self._headings, level, text)
 
     def add(self, text: str, kind: Kind = "text", marker: str = "", header_rows: int = 0) -> None:
         """Add a block under the headings so far."""
@@ -129,9 +136,8 @@ class ExtractedBlocks:
         above = self._blocks[-1] if self._blocks else None
         self._write(marker, "\n" if above and above.kind == kind == "item" else "\n\n")
         start = self._write(text)
-        path = tuple(name for _, name in self._headings)
-        words = [(0, start, len(text))]
-        self._blocks.append(Block(text, kind, path, marker, start, words, self._place, header_rows))
+        self._bare = None
+        self._blocks.append(self._block(text, kind, start, marker, header_rows))
 
     def add_table(self, rows: Iterable[Iterable[str]], header_rows: int = 1) -> None:
         """Add a table, whose empty rows are left out."""
@@ -139,7 +145,10 @@ class ExtractedBlocks:
         self.add("\n".join(filter(_telling, lines)), "table", header_rows=header_rows)
 
     def leave(self, level: int) -> None:
-        """End the part under the heading of ``level``."""
+        """End the part under the heading of ``level``, if there is one."""
+        if self._bare and self._bare[0] >= level:
+            self._blocks.extend([self._bare[1]] if _telling(self._bare[1].text) else [])
+            self._bare = None
         self._headings = [above for above in self._headings if above[0] < level]
 
     def include(self, part: Outline, level: int = 1, *, titled: bool = True) -> None:
@@ -161,6 +170,7 @@ class ExtractedBlocks:
         self, title: str | None = None, metadata: Mapping[str, Any] | None = None
     ) -> Outline:
         """Return what was collected; ``title`` is not repeated in the heading paths."""
+        self.leave(0)
         blocks = [_without_title(block, title) for block in self._blocks]
         return Outline(title, blocks, "".join(self._pieces), metadata or {})
 
@@ -172,6 +182,13 @@ class ExtractedBlocks:
             self.leave(level + shared)
         for depth, text in enumerate(new[shared:], level + shared):
             self.heading(depth, text)
+
+    def _block(
+        self, text: str, kind: Kind, start: int, marker: str = "", header_rows: int = 0
+    ) -> Block:
+        path = tuple(name for _, name in self._headings)
+        words = [(0, start, len(text))]
+        return Block(text, kind, path, marker, start, words, self._place, header_rows)
 
     def _write(self, text: str, gap: str = "") -> int:
         """Write a text, after ``gap`` if anything is there; return where it begins."""

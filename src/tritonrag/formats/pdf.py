@@ -1,4 +1,4 @@
-"""PDF, page by page; its bookmarks are the headings.
+"""PDF, page by page; its bookmarks are the headings, or else what is set in larger letters.
 
 Nothing in it is run or followed: scripts, links, forms and attached files are left alone.
 """
@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 import re
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from pypdf import PdfReader
+from pypdf import PageObject, PdfReader
 from pypdf.errors import PyPdfError
 from pypdf.generic import Destination
 
@@ -19,6 +20,12 @@ from tritonrag.errors import InvalidRequest
 from tritonrag.formats.building import ExtractedBlocks
 from tritonrag.formats.outline import Outline
 from tritonrag.formats.properties import facts, telling
+from tritonrag.formats.typography import (
+    Heading,
+    Line,
+    headings_by_size,
+    without_running_heads,
+)
 
 # It warns of every oddity of a file, on a terminal that shows a progress bar.
 logging.getLogger("pypdf").setLevel(logging.CRITICAL)
@@ -43,6 +50,9 @@ _NUMBER = r"(?:[\dA-Z]+(?:\.\d+)*\.?\s+)?"
 Bookmark = tuple[int, str]
 """Its level, from 1, and its title."""
 
+Matrix = Sequence[float]
+"""``a b c d e f`` of a transformation in a PDF."""
+
 
 def parse(content: bytes) -> Outline:
     """Parse a PDF.
@@ -53,17 +63,43 @@ def parse(content: bytes) -> Outline:
     reader = PdfReader(io.BytesIO(content))
     if reader.is_encrypted and not reader.decrypt(""):
         raise InvalidRequest("needs a password; save it without one")
-    bookmarks = _bookmarks(reader)
+    pages = without_running_heads([_lines(page) for page in reader.pages])
     builder = ExtractedBlocks()
-    for number, page in enumerate(reader.pages):
-        builder.go_to(f"page {number + 1}", keep_headings=True)
-        _add_page(builder, page.extract_text().translate(_REPAIRS), bookmarks[number])
+    headings = _headings(pages, _bookmarks(reader))
+    for number, (lines, above) in enumerate(zip(pages, headings, strict=True), 1):
+        builder.go_to(f"page {number}", keep_headings=True)
+        _add_page(builder, lines, above)
     information = reader.metadata
     title = telling(information.title) if information else None
     outline = builder.outline(title, _facts(reader))
     if not outline.blocks:
         raise InvalidRequest("holds no text, at most images of it; run OCR on it first")
     return outline
+
+
+def _lines(page: PageObject) -> list[Line]:
+    """Return the lines of a page in reading order."""
+    letters: list[tuple[str, float]] = []
+
+    def visit(text: str, shift: Matrix, matrix: Matrix, font: object, size: float) -> None:
+        points = round(size * _scale(matrix) * _scale(shift), 1)
+        letters.extend((char, points) for char in text)
+
+    page.extract_text(visitor_text=visit)
+    ended = [at for at, (char, _) in enumerate(letters) if char == "\n"]
+    starts = [0, *(at + 1 for at in ended)]
+    return [_line(letters[start:end]) for start, end in zip(starts, [*ended, None], strict=True)]
+
+
+def _line(letters: list[tuple[str, float]]) -> Line:
+    text = "".join(char for char, _ in letters).translate(_REPAIRS)
+    sizes = Counter(size for char, size in letters if not char.isspace())
+    return Line(" ".join(text.split()), sizes.most_common(1)[0][0] if sizes else 0.0)
+
+
+def _scale(matrix: Matrix) -> float:
+    """Return how much taller a transformation makes letters, turned ones included."""
+    return math.hypot(matrix[2], matrix[3])
 
 
 def _bookmarks(reader: PdfReader) -> Mapping[int, list[Bookmark]]:
@@ -88,22 +124,41 @@ def _entries(entries: Iterable[object], level: int) -> Iterator[tuple[int, Desti
             yield level, entry
 
 
-def _add_page(builder: ExtractedBlocks, text: str, bookmarks: list[Bookmark]) -> None:
-    """Add a page, each of whose bookmarks is a heading from the line that it names."""
-    lines = [line.strip() for line in text.splitlines()]
+def _headings(
+    pages: list[list[Line]], bookmarks: Mapping[int, list[Bookmark]]
+) -> list[list[Heading]]:
+    """Return the headings of each page, by the bookmarks or, where there are none, by size."""
+    if not bookmarks:
+        return headings_by_size(pages)
+    return [list(_named(lines, bookmarks.get(page, []))) for page, lines in enumerate(pages)]
+
+
+def _named(lines: list[Line], bookmarks: list[Bookmark]) -> Iterator[Heading]:
+    """Yield a heading for each bookmark of a page, at the line that it names if there is one."""
     begun = 0
     for level, title in bookmarks:
-        at = next((at for at in range(begun, len(lines)) if _names(lines[at], title)), None)
-        if at is not None:
-            _add_lines(builder, lines[begun:at])
+        found = (at for at in range(begun, len(lines)) if _names(lines[at].text, title))
+        at = next(found, None)
+        if at is None:
+            yield Heading(begun, begun, level, title)
+        else:
             begun = at + 1
-        builder.heading(level, title if at is None else lines[at])
-    _add_lines(builder, lines[begun:])
+            yield Heading(at, begun, level, lines[at].text)
 
 
 def _names(line: str, title: str) -> bool:
     """Tell whether a line is the heading that a bookmark names, perhaps without its number."""
-    return re.fullmatch(_NUMBER + re.escape(title), " ".join(line.split())) is not None
+    return re.fullmatch(_NUMBER + re.escape(title), line) is not None
+
+
+def _add_page(builder: ExtractedBlocks, lines: list[Line], headings: list[Heading]) -> None:
+    begun = 0
+    texts = [line.text for line in lines]
+    for heading in headings:
+        _add_lines(builder, texts[begun : heading.start])
+        builder.heading(heading.level, heading.text)
+        begun = heading.end
+    _add_lines(builder, texts[begun:])
 
 
 def _add_lines(builder: ExtractedBlocks, lines: list[str]) -> None:
