@@ -120,6 +120,14 @@ def test_entities_that_grow_are_refused() -> None:
         parsed("a.docx", content)
 
 
+@pytest.mark.parametrize("name", ["title", "tags", "created", "other", "Bad name"])
+def test_aliases_that_grow_cost_nothing(name: str) -> None:
+    layers = "".join(f"l{n}: &l{n} [{f'*l{n - 1}, ' * 20}]\n" for n in range(1, 12))
+    content = f"---\nl0: &l0 ha\n{layers}{name}: *l11\n---\n\nText."
+    with pytest.raises(InvalidRequest, match="metadata: "):
+        parsed("a.md", content.encode())
+
+
 def test_an_archive_that_unpacks_to_too_much_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(containers, "MAX_UNPACKED_BYTES", 1 << 20)
     content = zipped({"word/document.xml": "0" * (2 << 20)})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from datetime import date
 from typing import Any
 
 import yaml
@@ -45,8 +46,9 @@ class _Markdown:
     def parse(self) -> Outline:
         for token in self._tokens:
             self._take(token)
-        title = " ".join(str(self._metadata.get("title") or "").split())
-        return self._builder.outline(title or None, self._metadata)
+        title = self._metadata.get("title")
+        text = " ".join(str(title).split()) if isinstance(title, str | int | float | date) else ""
+        return self._builder.outline(text or None, self._metadata)
 
     def _take(self, token: Token) -> None:
         if token.type == "front_matter":
