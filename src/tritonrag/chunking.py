@@ -1,28 +1,29 @@
-"""Documents to passages: by heading first, then whole sentences up to a budget of tokens.
+"""Documents to passages: by structure first, then whole sentences up to a budget of tokens.
 
-The heading path is embedded together with the text and counts in the budget. The same file and
-settings always give the same passages and ids. Knows neither files nor vectors.
+A passage lies on one page, slide or sheet and under one heading. Tables and code stay whole where
+they fit, and a table that does not fit repeats its header in every piece. Where a passage stands
+is embedded together with its text and counts in the budget. The same file and settings always give
+the same passages and ids. Knows neither files nor vectors.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from sentencex import segment
 from tokenizers import Tokenizer
 
 from tritonrag.artifacts import EmbedderManifest, embedder_dir
 from tritonrag.documents import PARSER_VERSION, Document
 from tritonrag.errors import InvalidRequest
-from tritonrag.markup import Block
+from tritonrag.formats.outline import Block
+from tritonrag.units import LINEWISE, Unit, units_of
 
 MIN_CHUNK_TOKENS, MAX_CHUNK_TOKENS = 16, 4096
 DEFAULT_CHUNK_TOKENS, DEFAULT_CHUNK_OVERLAP = 128, 24
@@ -30,10 +31,7 @@ DEFAULT_CHUNK_TOKENS, DEFAULT_CHUNK_OVERLAP = 128, 24
 MAX_CHARS_PER_TOKEN = 10
 """A text counts at least its length over this: some tokenizers make one token of any long word."""
 
-HEADING_SEPARATOR = " > "
-
-_LINEWISE = ("code", "table")
-_LINE = re.compile(r"[^\n]*\S[^\n]*")
+HEADING_SEPARATOR, PLACE_SEPARATOR = " > ", ", "
 
 
 @dataclass(frozen=True)
@@ -69,7 +67,11 @@ class ChunkSettings:
 
 @dataclass(frozen=True)
 class Passage:
-    """A chunk as it is stored and cited; ``start`` and ``end`` are characters of the file."""
+    """A chunk as it is stored and cited.
+
+    ``start`` and ``end`` are characters of :attr:`tritonrag.documents.Document.text`; ``place`` is
+    the page, slide or sheet, such as ``page 4``, and empty where a file has none.
+    """
 
     id: str
     text: str
@@ -78,11 +80,12 @@ class Passage:
     heading_path: tuple[str, ...]
     start: int
     end: int
+    place: str = ""
 
     @property
     def location(self) -> str:
-        """The title and the headings above the passage: ``Title > Heading > Sub-heading``."""
-        return HEADING_SEPARATOR.join((self.title, *self.heading_path))
+        """Where the passage stands: ``Title > Heading`` or ``Title, page 4, Heading``."""
+        return _location(self.title, self.place, self.heading_path)
 
     def to_json(self) -> bytes:
         """Return one line of ``passages.jsonl`` without its newline."""
@@ -93,6 +96,7 @@ class Passage:
             "title": self.title,
             "location": self.location,
             "heading_path": self.heading_path,
+            "place": self.place,
             "start": self.start,
             "end": self.end,
         }
@@ -104,30 +108,6 @@ class Passage:
         values: dict[str, Any] = json.loads(line)
         del values["location"]
         return cls(**{**values, "heading_path": tuple(values["heading_path"])})
-
-
-@dataclass(frozen=True)
-class _Unit:
-    """A sentence, or a line of code or of a table: what a chunk is made of.
-
-    It is ``block.text[start:end]``, with the block's marker where it begins one. ``before`` is the
-    white space between it and the unit before, and counts in ``tokens``.
-    """
-
-    block: Block
-    before: str
-    marker: str
-    start: int
-    end: int
-    tokens: int = 0
-
-    @property
-    def text(self) -> str:
-        return self.marker + self.block.text[self.start : self.end]
-
-    def source_range(self, source: str) -> tuple[int, int]:
-        start, end = self.block.source_range(source, self.start, self.end)
-        return (start - len(self.marker) if source.endswith(self.marker, 0, start) else start), end
 
 
 class Chunker:
@@ -172,46 +152,59 @@ class Chunker:
     def passages(self, document: Document) -> Iterator[Passage]:
         """Yield the passages of a document in reading order.
 
-        A passage lies under one heading and starts where a sentence starts, unless that sentence
-        alone is over the budget.
+        A passage starts where a sentence starts, unless that sentence alone is over the budget.
         """
         seen: Counter[str] = Counter()
-        for path, blocks in groupby(document.blocks, key=lambda block: block.heading_path):
-            room = self._budget - self._count([self._heading(document.title, path) + "\n"])[0]
-            for chunk in self._pack(self._units(blocks, room), room):
-                yield _passage(document, path, chunk, seen)
+        for (place, path), blocks in groupby(document.blocks, key=_section):
+            heading = self._heading(_location(document.title, place, path))
+            room = self._budget - self._count([heading + "\n"])[0]
+            for chunk in self._pack(_together(self._units(blocks, room), room), room):
+                yield _passage(document, chunk, seen)
 
     def embedded_text(self, passage: Passage) -> str:
-        """Return what is embedded for a passage: its heading path, a newline and its text."""
-        return f"{self._heading(passage.title, passage.heading_path)}\n{passage.text}"
+        """Return what is embedded for a passage: its location, a newline and its text."""
+        return f"{self._heading(passage.location)}\n{passage.text}"
 
-    def _heading(self, title: str, path: tuple[str, ...]) -> str:
-        """Return the heading path, cut where it would take over half of the budget."""
-        heading = HEADING_SEPARATOR.join((title, *path))
+    def _heading(self, heading: str) -> str:
+        """Return a location, cut where it would take over half of the budget."""
         if heading not in self._headings:
             start, end = next(self._cut(heading, 0, len(heading), self._budget // 2), (0, 0))
             self._headings[heading] = heading[start:end]
         return self._headings[heading]
 
-    def _units(self, blocks: Iterable[Block], room: int) -> Iterator[_Unit]:
-        """Yield the units of a section, each at most ``room`` tokens."""
-        for unit in self._counted(list(_units(blocks))):
-            if unit.tokens <= room:
+    def _units(self, blocks: Iterable[Block], room: int) -> Iterator[Unit]:
+        """Yield the units of a section, each at most ``room`` tokens with its header."""
+        for unit in map(self._under_header(room), self._counted(list(units_of(blocks)))):
+            fitting = room - unit.header_tokens
+            if unit.tokens <= fitting:
                 yield unit
             else:
-                yield from self._counted(list(self._pieces(unit, room)))
+                yield from self._counted(list(self._pieces(unit, fitting)))
 
-    def _counted(self, units: list[_Unit]) -> Iterator[_Unit]:
+    def _under_header(self, room: int) -> Callable[[Unit], Unit]:
+        """Return what counts a row's header, and drops one that takes over half of ``room``."""
+        counts = {"": 0}
+
+        def counted(unit: Unit) -> Unit:
+            if unit.header not in counts:
+                counts[unit.header] = self._count([unit.header])[0]
+            tokens = counts[unit.header]
+            kept = unit.header if tokens <= room // 2 else ""
+            return replace(unit, header=kept, header_tokens=tokens if kept else 0)
+
+        return counted
+
+    def _counted(self, units: list[Unit]) -> Iterator[Unit]:
         counts = self._count([unit.before + unit.text for unit in units])
         return (replace(unit, tokens=count) for unit, count in zip(units, counts, strict=True))
 
-    def _pieces(self, unit: _Unit, room: int) -> Iterator[_Unit]:
+    def _pieces(self, unit: Unit, room: int) -> Iterator[Unit]:
         """Split a unit that is over the budget by itself at words."""
         text = unit.block.text
         room = max(1, room - self._count([unit.before + unit.marker])[0])
         before, marker = unit.before, unit.marker
         for start, end in self._cut(text, unit.start, unit.end, room):
-            yield _Unit(unit.block, before, marker, start, end)
+            yield replace(unit, before=before, marker=marker, start=start, end=end)
             before, marker = (" " if text[end : end + 1].isspace() else ""), ""
 
     def _cut(self, text: str, start: int, end: int, room: int) -> Iterator[tuple[int, int]]:
@@ -231,13 +224,13 @@ class Chunker:
         blanks = (at for at in range(limit, 0, -1) if window[at].isspace())
         return next(blanks, limit)
 
-    def _pack(self, units: Iterable[_Unit], room: int) -> Iterator[list[_Unit]]:
-        chunk: list[_Unit] = []
-        for unit in units:
-            if chunk and _size(chunk) + unit.tokens > room:
+    def _pack(self, groups: Iterable[list[Unit]], room: int) -> Iterator[list[Unit]]:
+        chunk: list[Unit] = []
+        for group in groups:
+            if chunk and _size(chunk + group) > room:
                 yield chunk
-                chunk = _tail(chunk, min(self.settings.overlap, room - unit.tokens))
-            chunk.append(unit)
+                chunk = _tail(chunk, min(self.settings.overlap, room - _size(group)))
+            chunk += group
         if chunk:
             yield chunk
 
@@ -249,35 +242,24 @@ class Chunker:
         ]
 
 
-def _units(blocks: Iterable[Block]) -> Iterator[_Unit]:
-    """Yield the sentences and lines of a section with the white space between them."""
-    above = None
-    for block in blocks:
-        before = "\n" if above and above.kind == block.kind == "item" else "\n\n"
-        marker, last = block.marker, None
-        for start, end in _lines(block) if block.kind in _LINEWISE else _sentences(block):
-            if last is not None:
-                before, marker = block.text[last:start], ""
-            yield _Unit(block, before, marker, start, end)
-            last = end
-        above = block
+def _section(block: Block) -> tuple[str, tuple[str, ...]]:
+    return block.place, block.heading_path
 
 
-def _sentences(block: Block) -> Iterator[tuple[int, int]]:
-    """Yield where each sentence of each line starts and ends, white space around it left out."""
-    for line in _LINE.finditer(block.text):
-        start = line.start()
-        for sentence in segment("en", line.group()):
-            bare = sentence.strip()
-            if bare:
-                first = start + sentence.index(bare)
-                yield first, first + len(bare)
-            start += len(sentence)
+def _location(title: str, place: str, path: tuple[str, ...]) -> str:
+    if not place:
+        return HEADING_SEPARATOR.join((title, *path))
+    return PLACE_SEPARATOR.join(filter(None, (title, place, HEADING_SEPARATOR.join(path))))
 
 
-def _lines(block: Block) -> Iterator[tuple[int, int]]:
-    for line in _LINE.finditer(block.text):
-        yield line.start(), line.start() + len(line.group().rstrip())
+def _together(units: Iterable[Unit], room: int) -> Iterator[list[Unit]]:
+    """Yield tables and code that fit into one chunk whole, and everything else by the unit."""
+    for _, group in groupby(units, key=lambda unit: id(unit.block)):
+        block = list(group)
+        if block[0].block.kind in LINEWISE and _size(block) <= room:
+            yield block
+        else:
+            yield from ([unit] for unit in block)
 
 
 def _after_blanks(text: str, at: int) -> int:
@@ -286,11 +268,11 @@ def _after_blanks(text: str, at: int) -> int:
     return at
 
 
-def _size(chunk: list[_Unit]) -> int:
-    return sum(unit.tokens for unit in chunk)
+def _size(chunk: list[Unit]) -> int:
+    return chunk[0].header_tokens + sum(unit.tokens for unit in chunk) if chunk else 0
 
 
-def _tail(chunk: list[_Unit], tokens: int) -> list[_Unit]:
+def _tail(chunk: list[Unit], tokens: int) -> list[Unit]:
     """Return the last units of a chunk that together have at most ``tokens``."""
     kept = len(chunk)
     while kept and _size(chunk[kept - 1 :]) <= tokens:
@@ -298,11 +280,11 @@ def _tail(chunk: list[_Unit], tokens: int) -> list[_Unit]:
     return chunk[kept:]
 
 
-def _passage(
-    document: Document, path: tuple[str, ...], chunk: list[_Unit], seen: Counter[str]
-) -> Passage:
-    text = chunk[0].text + "".join(unit.before + unit.text for unit in chunk[1:])
-    start, _ = chunk[0].source_range(document.text)
+def _passage(document: Document, chunk: list[Unit], seen: Counter[str]) -> Passage:
+    first, block = chunk[0], chunk[0].block
+    rest = "".join(unit.before + unit.text for unit in chunk[1:])
+    text = first.header + first.text + rest
+    start, _ = first.source_range(document.text)
     _, end = chunk[-1].source_range(document.text)
     identity = f"{document.source}\0{start}\0{text}"
     seen[identity] += 1
@@ -312,7 +294,8 @@ def _passage(
         text=text,
         source=document.source,
         title=document.title,
-        heading_path=path,
+        heading_path=block.heading_path,
         start=start,
         end=max(start, end),
+        place=block.place,
     )

@@ -13,17 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from tritonrag.errors import InvalidRequest
-from tritonrag.markup import PARSERS, Block
+from tritonrag.formats import SUFFIXES, parse
+from tritonrag.formats.outline import Block, Outline
 from tritonrag.metadata import Metadata
-
-SUFFIXES = tuple(sorted(PARSERS))
-"""The kinds of files that can be indexed."""
 
 MAX_FILE_BYTES = 32 * 1024 * 1024
 """A larger file is refused: it is a data set rather than a document."""
 
-PARSER_VERSION = 1
+PARSER_VERSION = 2
 """Raised when the same file gives other blocks than before, so that it is indexed again."""
+
+
+_REASON_CHARS = 300
 
 
 @dataclass(frozen=True)
@@ -101,25 +102,20 @@ def read_file(file: SourceFile) -> bytes:
 def parse_document(file: SourceFile, content: bytes) -> Document:
     """Parse what :func:`read_file` read.
 
-    A byte order mark is not counted in offsets. The title is the first top heading, or else what
-    the file says of itself (front matter, ``<title>``), or else its name.
+    Offsets are characters of :attr:`Document.text`: the file's own text where it is Markdown,
+    reStructuredText, HTML or plain text (a byte order mark is not counted), and otherwise the text
+    that was extracted. The title is said from outside, or else what the file says of itself (its
+    first top heading, front matter, ``<title>``, a property), or else its name.
 
     Raises:
-        InvalidRequest: it is not UTF-8 text, holds no text, the parser fails, or its metadata is
-            malformed.
+        InvalidRequest: it cannot be read, holds no text, or its metadata is malformed.
     """
-    text = _decoded(content)
-    try:
-        outline = PARSERS[file.path.suffix.lower()](text)
-    except RecursionError:
-        raise InvalidRequest("nested too deeply to parse") from None
-    except Exception as error:  # Parsers of other people, on files of other people.
-        raise InvalidRequest(f"cannot be parsed: {type(error).__name__}: {error}") from error
+    outline = _parsed(file.path.suffix.lower(), content)
     if not outline.blocks:
         raise InvalidRequest("holds no text")
     metadata = Metadata.read({**outline.metadata, **file.metadata})
     title = str(file.metadata.get("title") or outline.title or file.path.stem)
-    return Document(file.source, title, text, outline.blocks, metadata)
+    return Document(file.source, title, outline.text, outline.blocks, metadata)
 
 
 def content_hash(content: bytes) -> str:
@@ -132,7 +128,7 @@ def _candidates(path: Path) -> Iterator[SourceFile | Failure]:
         yield from _folder(path)
     elif not path.exists():
         yield Failure(str(path), "no such file or folder")
-    elif path.suffix.lower() not in PARSERS:
+    elif path.suffix.lower() not in SUFFIXES:
         yield Failure(str(path), f"not a kind that can be indexed ({', '.join(SUFFIXES)})")
     else:
         yield SourceFile(path, path.name)
@@ -145,7 +141,7 @@ def _folder(root: Path) -> Iterator[SourceFile | Failure]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
             path = Path(folder, name)
-            if path.suffix.lower() in PARSERS and not name.startswith(".") and path.is_file():
+            if path.suffix.lower() in SUFFIXES and not name.startswith(".") and path.is_file():
                 empty = False
                 yield SourceFile(path, path.relative_to(root).as_posix())
     for error in unreadable:
@@ -162,14 +158,13 @@ def _namesake(file: SourceFile, earlier: SourceFile) -> Failure:
     )
 
 
-def _decoded(content: bytes) -> str:
+def _parsed(suffix: str, content: bytes) -> Outline:
     try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InvalidRequest(
-            f"not UTF-8 text: byte 0x{content[error.start]:02x} at offset {error.start}; "
-            "convert it to UTF-8"
-        ) from None
-    if "\0" in text:
-        raise InvalidRequest("not text: it holds NUL bytes")
-    return text
+        return parse(suffix, content)
+    except InvalidRequest:
+        raise
+    except RecursionError:
+        raise InvalidRequest("nested too deeply to parse") from None
+    except Exception as error:  # Parsers of other people, on files of other people.
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise InvalidRequest(f"cannot be parsed: {reason[:_REASON_CHARS]}") from error

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from datetime import UTC, date, datetime
@@ -19,6 +20,10 @@ Value = str | float | bool
 
 MAX_TAGS, MAX_TAG_CHARS = 256, 256
 MAX_FIELDS, MAX_VALUE_CHARS = 64, 4096
+
+_SHOWN_CHARS = 80
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = _REPR.maxlong = 2 * _SHOWN_CHARS
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _RESERVED = frozenset({"source", "path", "title", "tags", "access", "created", "modified"})
@@ -152,4 +157,5 @@ def _value(name: object, value: object) -> Value:
 
 
 def _shown(value: object) -> str:
-    return repr(value)[:80]
+    """Return the start of a value's ``repr``, which of nested aliases would never end."""
+    return _REPR.repr(value)[:_SHOWN_CHARS]

@@ -13,8 +13,10 @@ PACKAGE = Path(__file__).parents[2] / "src/tritonrag"
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"contract", "errors"}),
     frozenset({"limits", "metadata", "settings", "versions"}),
-    frozenset({"artifacts", "fusion", "llm_config", "markup", "overlap", "quoting"}),
-    frozenset({"documents", "generation", "prompting", "rollout", "sources", "tokenizing"}),
+    frozenset({"artifacts", "formats", "fusion", "llm_config", "overlap", "quoting"}),
+    frozenset(
+        {"documents", "generation", "prompting", "rollout", "sources", "tokenizing", "units"}
+    ),
     frozenset({"chunking", "exporting", "reranking"}),
     frozenset({"index", "engines"}),
     frozenset({"backend", "client", "repository"}),
@@ -37,6 +39,12 @@ ONLY = {
     "faiss": {"index"},
     "typer": {"cli"},
     "psutil": {"server"},
+    "bs4": {"formats"},
+    "docutils": {"formats"},
+    "docx": {"formats"},
+    "markdown_it": {"formats"},
+    "pptx": {"formats"},
+    "pypdf": {"formats"},
 }
 """Libraries that one part hides from the rest."""
 

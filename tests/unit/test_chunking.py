@@ -134,6 +134,7 @@ def test_json_and_back() -> None:
         "title": "T",
         "location": "T > H",
         "heading_path": ["H"],
+        "place": "",
         "start": passage.start,
         "end": passage.end,
     }

@@ -94,10 +94,10 @@ def test_a_version_that_is_not_live_gets_an_index_of_its_own(place: Path) -> Non
 
 
 def test_what_fails_is_named_and_the_rest_is_indexed(place: Path) -> None:
-    (place / "docs" / "bad.md").write_bytes(b"\xff")
+    (place / "docs" / "bad.md").write_bytes(b"a\0b")
     result = add("docs", "none")
     assert "not indexed: none: no such file or folder" in result.stderr
-    assert "bad.md: not UTF-8 text: byte 0xff" in result.stderr
+    assert "bad.md: not text: it holds NUL bytes" in result.stderr
     assert "2 added, 0 changed, 0 unchanged, 2 failed" in result.stdout
 
 

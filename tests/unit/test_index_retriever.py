@@ -61,7 +61,8 @@ def test_the_nearest_comes_first_with_its_score(retriever: Retriever) -> None:
     (result,) = retriever.search([query("Doc 1\nText 3.", top_k=3)])
     best = json.loads(result.passages[0])
     assert list(best) == [
-        "id", "text", "source", "title", "location", "heading_path", "start", "end", "score",
+        "id", "text", "source", "title", "location", "heading_path", "place", "start", "end",
+        "score",
     ]  # fmt: skip
     assert (best["text"], best["source"], best["score"]) == ("Text 3.", "d3.md", 1.0)
     assert result.scores.dtype == np.float32

@@ -50,7 +50,8 @@ def add(
     paths: Annotated[
         list[Path] | None,
         typer.Argument(
-            help="Files, or folders of .md, .txt, .rst and .html files; none, with "
+            help="Files, or folders of them: PDF, Word, PowerPoint, Excel, HTML, Markdown, "
+            "reStructuredText, text, CSV, JSON, EPUB, RTF, notebooks, mail and feeds; none, with "
             "--embedder-version, for those that the collection has.",
             show_default=False,
         ),

@@ -13,9 +13,10 @@ from tritonrag.contract import MODELS
 class Passage:
     """One passage of a document.
 
-    ``location`` is its heading path and ``score`` the cosine similarity to the question, or what a
-    reranker made of it. ``extra`` holds what else is known of it, such as the character offsets
-    ``start`` and ``end``, and after a reranker the similarity, ``retrieval_score``.
+    ``location`` is the title, the page, slide or sheet if there is one, and the headings above it;
+    ``score`` the cosine similarity to the question, or what a reranker made of it. ``extra`` holds
+    what else is known of it, such as the ``place`` (``page 4``), the character offsets ``start``
+    and ``end``, and after a reranker the similarity, ``retrieval_score``.
     """
 
     id: str
