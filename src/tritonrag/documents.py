@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -82,18 +83,26 @@ def find_files(paths: Iterable[Path]) -> tuple[list[SourceFile], list[Failure]]:
 def read_file(file: SourceFile) -> bytes:
     """Return the bytes of a file.
 
+    It is read once, so that a file which changes meanwhile is one version or a failure; one that is
+    too large, or not a regular file, is not read at all.
+
     Raises:
         InvalidRequest: it cannot be read, is too large, or its name is not UTF-8.
     """
     try:
         file.source.encode()
-        with file.path.open("rb") as opened:
-            content = opened.read(MAX_FILE_BYTES + 1)
+        about = file.path.stat()
+        if not stat.S_ISREG(about.st_mode):
+            raise InvalidRequest("not a regular file")
+        content = b""
+        if about.st_size <= MAX_FILE_BYTES:
+            with file.path.open("rb") as opened:
+                content = opened.read(MAX_FILE_BYTES + 1)
     except UnicodeEncodeError:
         raise InvalidRequest("its name is not UTF-8; rename it") from None
     except OSError as error:
         raise InvalidRequest(f"cannot be read: {error.strerror or error}") from error
-    if len(content) > MAX_FILE_BYTES:
+    if max(len(content), about.st_size) > MAX_FILE_BYTES:
         raise InvalidRequest(f"over {MAX_FILE_BYTES >> 20} MiB; split it into smaller files")
     return content
 
@@ -107,12 +116,15 @@ def parse_document(file: SourceFile, content: bytes) -> Document:
     Raises:
         InvalidRequest: it is not UTF-8 text, holds no text, the parser fails, or its metadata is
             malformed.
+        MemoryError: it takes more memory than there is.
     """
     text = _decoded(content)
     try:
         outline = PARSERS[file.path.suffix.lower()](text)
     except RecursionError:
         raise InvalidRequest("nested too deeply to parse") from None
+    except MemoryError:
+        raise
     except Exception as error:  # Parsers of other people, on files of other people.
         raise InvalidRequest(f"cannot be parsed: {type(error).__name__}: {error}") from error
     if not outline.blocks:

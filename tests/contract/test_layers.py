@@ -12,10 +12,11 @@ PACKAGE = Path(__file__).parents[2] / "src/tritonrag"
 
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"contract", "errors"}),
-    frozenset({"limits", "metadata", "settings", "versions"}),
+    frozenset({"confinement", "limits", "metadata", "settings", "versions"}),
     frozenset({"artifacts", "fusion", "llm_config", "markup", "overlap", "quoting"}),
     frozenset({"documents", "generation", "prompting", "rollout", "sources", "tokenizing"}),
     frozenset({"chunking", "exporting", "reranking"}),
+    frozenset({"parsing"}),
     frozenset({"index", "engines"}),
     frozenset({"backend", "client", "repository"}),
     frozenset({"server"}),

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ from index_samples import HashEmbedder, add, manifest, vector, write
 
 from tritonrag.errors import InternalError, InvalidRequest, NotFound, SetupError, Unavailable
 from tritonrag.index import Snapshot, layout, store
-from tritonrag.index.embedding import embed_all
+from tritonrag.index.embedding import Embedder, embed_groups
 from tritonrag.index.manifest import EmbedderId
 from tritonrag.index.snapshot import Floats
 
@@ -240,6 +240,18 @@ def test_rollback_from_a_damaged_snapshot(docs: Path, index: Path) -> None:
 def test_a_collection_has_a_plain_name(docs: Path, index: Path) -> None:
     with pytest.raises(InvalidRequest, match="collection: '../x'"):
         add(index, docs, collection="../x")
+
+
+def embed_all(
+    embedder: Embedder,
+    texts: list[str],
+    dimension: int,
+    on_embedded: Callable[[int], None] = lambda count: None,
+    **options: int,
+) -> Floats:
+    groups = [("only", texts)]
+    ((_, vectors),) = embed_groups(embedder, groups, dimension, on_embedded, **options)
+    return vectors
 
 
 def test_texts_of_like_length_share_a_batch() -> None:
