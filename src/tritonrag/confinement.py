@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 OPEN_FILES = 64
 
@@ -48,9 +49,9 @@ _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
 def confine(memory_bytes: int) -> None:
-    """Give this process the limits for good; ``memory_bytes`` are those of its data."""
+    """Give this process the limits for good; ``memory_bytes`` come on top of what it has."""
     for limit, most in (
-        (resource.RLIMIT_DATA, memory_bytes),
+        (resource.RLIMIT_DATA, _data_bytes() + memory_bytes),
         (resource.RLIMIT_FSIZE, 0),
         (resource.RLIMIT_NOFILE, OPEN_FILES),
         (resource.RLIMIT_CORE, 0),
@@ -84,6 +85,11 @@ def time_limit(seconds: int) -> Iterator[None]:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _data_bytes() -> int:
+    pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[5]
+    return int(pages) * resource.getpagesize()
 
 
 def _check_open(args: tuple[object, ...], readable: tuple[str, ...]) -> None:

@@ -39,7 +39,7 @@ _PROGRAM = "from tritonrag.parsing import serve; serve()"
 
 @dataclass(frozen=True)
 class Limits:
-    """What one file may take: seconds, and the memory of the process that parses it in MiB."""
+    """What one file may take: seconds, and MiB of memory beside that of the parsers themselves."""
 
     seconds: int = 60
     memory_mib: int = 1024

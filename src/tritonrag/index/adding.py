@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 from tritonrag.artifacts import EmbedderManifest
@@ -108,12 +109,13 @@ class Adder:
             (group, [text for document in group for text in document.unknown])
             for group in _grouped(documents)
         )
-        embedded = embed_groups(
-            self._embedder, groups, self._manifest.dimension, self._listener.embedded
-        )
-        for group, vectors in embedded:
-            changes.stage(group, vectors)
-            self._listener.finished(len(group))
+        dimension, listener = self._manifest.dimension, self._listener
+        with closing(
+            embed_groups(self._embedder, groups, dimension, listener.embedded)
+        ) as embedded:
+            for group, vectors in embedded:
+                changes.stage(group, vectors)
+                listener.finished(len(group))
 
     def _publish(self, folder: Path, parts: list[Part], report: Added) -> None:
         contents = store.Contents(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -43,7 +43,7 @@ def embed_groups(
     *,
     batch_texts: int = BATCH_TEXTS,
     in_flight: int = IN_FLIGHT,
-) -> Iterator[tuple[Tag, Floats]]:
+) -> Generator[tuple[Tag, Floats]]:
     """Yield the embeddings of each group of texts, float32 ``[texts, dimension]``, in their order.
 
     Texts of a group that are of like length share a batch, since the server pads a batch to its
