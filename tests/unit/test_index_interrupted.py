@@ -197,6 +197,7 @@ def test_a_writer_killed_at_any_moment_leaves_a_whole_index(tmp_path: Path) -> N
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
     facts = json.loads(ended.stdout.splitlines()[-1])
-    assert facts["hit"] >= 15
+    assert facts["hit"] >= 12
+    assert facts["staged"] >= 1
     assert facts["same"]
     assert facts["left"] == []
