@@ -56,7 +56,7 @@ def confine(memory_bytes: int) -> None:
         (resource.RLIMIT_NOFILE, OPEN_FILES),
         (resource.RLIMIT_CORE, 0),
     ):
-        resource.setrlimit(limit, (most, most))
+        resource.setrlimit(limit, (_lowered(limit, most),) * 2)
     sys.dont_write_bytecode = True
     own = (os.path.realpath(path) + os.sep for path in sys.path)
     readable = (*own, *map(str, mimetypes.knownfiles), os.devnull)
@@ -77,14 +77,20 @@ def time_limit(seconds: int) -> Iterator[None]:
     The kernel does it, so that a loop in C ends too.
     """
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
     # Wall time ends most; should a library use the timer for itself, processor time remains.
-    resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(time.process_time()) + seconds + 1, hard))
+    processor = _lowered(resource.RLIMIT_CPU, math.ceil(time.process_time()) + seconds + 1)
+    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    resource.setrlimit(resource.RLIMIT_CPU, (processor, hard))
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _lowered(limit: int, most: int) -> int:
+    _, hard = resource.getrlimit(limit)
+    return most if hard == resource.RLIM_INFINITY else min(most, hard)
 
 
 def _data_bytes() -> int:
