@@ -93,7 +93,7 @@ def read_file(file: SourceFile) -> bytes:
         file.source.encode()
         about = file.path.stat()
         if not stat.S_ISREG(about.st_mode):
-            raise InvalidRequest("not a regular file")
+            raise InvalidRequest("cannot be read: not a regular file")
         content = b""
         if about.st_size <= MAX_FILE_BYTES:
             with file.path.open("rb") as opened:
