@@ -15,14 +15,14 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
-from tritonrag.errors import InternalError, SetupError, Unavailable
+from tritonrag.errors import InternalError, SetupError, Unavailable, Unreachable
 from tritonrag.index.snapshot import Floats
 
 BATCH_TEXTS = 32
 IN_FLIGHT = 6
 GROUPS_AHEAD = 2
 RETRY_SECONDS = (0.2, 0.5, 1.0, 2.0, 4.0)
-"""Waits between attempts when the server's queue is full."""
+"""Waits between attempts when the server is busy, or away for a moment."""
 
 Tag = TypeVar("Tag")
 
@@ -62,7 +62,7 @@ def embed_groups(
     Raises:
         SetupError: the embedder has another dimension.
         InternalError: it answers something that is not a finite number.
-        TritonragError: what the embedder raises; a full queue is tried again for a while.
+        TritonragError: what the embedder raises; a busy server is tried again for a while.
     """
     calls = _Calls(embedder, dimension, on_embedded, batch_texts, in_flight)
     ahead: deque[tuple[Tag, _Group]] = deque()
@@ -101,7 +101,7 @@ class _Calls:
         batches = [order[at : at + size] for at in range(0, len(order), size)]
         if batches and not self._began:
             self._began = True
-            self._run(texts, batches.pop(0), vectors, ())
+            self._run(texts, batches.pop(0), vectors, Unreachable)
         futures = [self._threads.submit(self._run, texts, batch, vectors) for batch in batches]
         return _Group(vectors, futures)
 
@@ -114,10 +114,10 @@ class _Calls:
         texts: Sequence[str],
         batch: list[int],
         vectors: Floats,
-        waits: Sequence[float] = RETRY_SECONDS,
+        *hopeless: type[Unavailable],
     ) -> None:
         asked = [texts[at] for at in batch]
-        found = _patiently(lambda: self._embedder.embed(asked, "passage"), waits)
+        found = _patiently(lambda: self._embedder.embed(asked, "passage"), hopeless)
         _check(found, len(batch), self._dimension)
         vectors[batch] = found
         with self._lock:
@@ -141,10 +141,12 @@ class _Group:
         return self.vectors
 
 
-def _patiently(call: Callable[[], Floats], waits: Sequence[float]) -> Floats:
-    for wait in waits:
+def _patiently(call: Callable[[], Floats], hopeless: tuple[type[Unavailable], ...]) -> Floats:
+    for wait in RETRY_SECONDS:
         try:
             return call()
+        except hopeless:
+            raise
         except Unavailable:
             time.sleep(wait)
     return call()
