@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -83,18 +84,26 @@ def find_files(paths: Iterable[Path]) -> tuple[list[SourceFile], list[Failure]]:
 def read_file(file: SourceFile) -> bytes:
     """Return the bytes of a file.
 
+    It is read once, so that a file which changes meanwhile is one version or a failure; one that is
+    too large, or not a regular file, is not read at all.
+
     Raises:
         InvalidRequest: it cannot be read, is too large, or its name is not UTF-8.
     """
     try:
         file.source.encode()
-        with file.path.open("rb") as opened:
-            content = opened.read(MAX_FILE_BYTES + 1)
+        about = file.path.stat()
+        if not stat.S_ISREG(about.st_mode):
+            raise InvalidRequest("cannot be read: not a regular file")
+        content = b""
+        if about.st_size <= MAX_FILE_BYTES:
+            with file.path.open("rb") as opened:
+                content = opened.read(MAX_FILE_BYTES + 1)
     except UnicodeEncodeError:
         raise InvalidRequest("its name is not UTF-8; rename it") from None
     except OSError as error:
         raise InvalidRequest(f"cannot be read: {error.strerror or error}") from error
-    if len(content) > MAX_FILE_BYTES:
+    if max(len(content), about.st_size) > MAX_FILE_BYTES:
         raise InvalidRequest(f"over {MAX_FILE_BYTES >> 20} MiB; split it into smaller files")
     return content
 
@@ -109,6 +118,7 @@ def parse_document(file: SourceFile, content: bytes) -> Document:
 
     Raises:
         InvalidRequest: it cannot be read, holds no text, or its metadata is malformed.
+        MemoryError: it takes more memory than there is.
     """
     outline = _parsed(file.path.suffix.lower(), content)
     if not outline.blocks:
@@ -161,7 +171,7 @@ def _namesake(file: SourceFile, earlier: SourceFile) -> Failure:
 def _parsed(suffix: str, content: bytes) -> Outline:
     try:
         return parse(suffix, content)
-    except InvalidRequest:
+    except (InvalidRequest, MemoryError):
         raise
     except RecursionError:
         raise InvalidRequest("nested too deeply to parse") from None

@@ -7,6 +7,7 @@
     │   └── Cancelled              CANCELLED
     └── ServiceError               (ours: the same request may work later)
         ├── Unavailable            UNAVAILABLE
+        │   └── Unreachable        UNAVAILABLE (seen by the client; never sent by a model)
         ├── DeadlineExceeded       DEADLINE_EXCEEDED (the client's own clock; never sent by a model)
         ├── SetupError             UNSUPPORTED (this machine or installation lacks something)
         └── InternalError          INTERNAL
@@ -61,6 +62,10 @@ class Unavailable(ServiceError):
     """The server cannot be reached, is starting, or a queue is full."""
 
     code = "UNAVAILABLE"
+
+
+class Unreachable(Unavailable):
+    """No server answers at the address."""
 
 
 class DeadlineExceeded(ServiceError):

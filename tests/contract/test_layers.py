@@ -12,12 +12,13 @@ PACKAGE = Path(__file__).parents[2] / "src/tritonrag"
 
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"contract", "errors"}),
-    frozenset({"limits", "metadata", "settings", "versions"}),
+    frozenset({"confinement", "limits", "metadata", "settings", "versions"}),
     frozenset({"artifacts", "formats", "fusion", "llm_config", "overlap", "quoting"}),
     frozenset(
         {"documents", "generation", "prompting", "rollout", "sources", "tokenizing", "units"}
     ),
     frozenset({"chunking", "exporting", "reranking"}),
+    frozenset({"parsing"}),
     frozenset({"index", "engines"}),
     frozenset({"backend", "client", "repository"}),
     frozenset({"server"}),

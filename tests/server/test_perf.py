@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -107,3 +108,24 @@ def test_the_short_benchmark_measures_and_writes_its_result(tmp_path: Path) -> N
     assert written["machine"]["cores"] >= 1
     assert written["rounds"][0]["runs"][0]["models"]["embed"]["executions"] > 0
     assert record.with_suffix(".md").read_text(encoding="utf-8").startswith("| load |")
+
+
+def test_the_bulk_measurement_tells_how_much_the_run_keeps_of_the_embedder(tmp_path: Path) -> None:
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    for number in range(3):
+        (docs / f"{number}.md").write_text(f"# File {number}\n\n" + f"Words {number}. " * 300)
+    shutil.make_archive(str(tmp_path / "corpora" / "docs"), "gztar", tmp_path, "docs")
+    ended = subprocess.run(
+        [sys.executable, PERF / "bulk.py", "--corpora", tmp_path / "corpora",
+         "--output", tmp_path / "results"],
+        capture_output=True, text=True, timeout=200, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    summary = json.loads(ended.stdout.splitlines()[-1])
+    assert summary["bulk_over_bare"] > 0
+    assert (summary["files"], summary["failed"]) == (3, 0)
+    assert (summary["unchanged_embedded"], summary["changed_files"]) == (0, 1)
+    assert 1 <= summary["changed_embedded"] < summary["passages"]
+    (record,) = (tmp_path / "results").glob("*-bulk.json")
+    assert json.loads(record.read_text(encoding="utf-8"))["summary"] == summary

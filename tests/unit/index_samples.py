@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import threading
 import zlib
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -15,6 +18,7 @@ from tritonrag.chunking import Chunker, ChunkSettings
 from tritonrag.documents import SourceFile, find_files
 from tritonrag.index.adding import Added, Adder
 from tritonrag.index.snapshot import Floats
+from tritonrag.parsing import ParserPool
 
 DIMENSION = 16
 
@@ -73,10 +77,19 @@ def add(
     collection: str = "default",
     sha256: str = "ab" * 32,
     live: str | None = None,
+    **options: Any,
 ) -> Added:
     embedder = embedder or HashEmbedder()
     files: list[SourceFile] = find_files([folder])[0]
-    chunker = Chunker(tokenizer(), ChunkSettings(32, 8), 64)
     installed = manifest(sha256, embedder.dimension)
     current = manifest(live) if live else None
-    return Adder(index_dir, installed, embedder, chunker, live=current).add(collection, files)
+    adder = Adder(index_dir, installed, embedder, parsers(), live=current)
+    return adder.add(collection, files, **options)
+
+
+@cache
+def parsers() -> ParserPool:
+    """One pool for all tests of a process: starting one takes longer than most of them."""
+    pool = ParserPool(Chunker(tokenizer(), ChunkSettings(32, 8), 64), workers=1)
+    atexit.register(pool.close)
+    return pool

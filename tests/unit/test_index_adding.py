@@ -2,16 +2,23 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 from index_samples import HashEmbedder, add, manifest, vector, write
 
-from tritonrag.errors import InternalError, InvalidRequest, NotFound, SetupError, Unavailable
+from tritonrag.errors import (
+    InternalError,
+    InvalidRequest,
+    NotFound,
+    SetupError,
+    Unavailable,
+    Unreachable,
+)
 from tritonrag.index import Snapshot, layout, store
-from tritonrag.index.embedding import embed_all
+from tritonrag.index.embedding import Embedder, embed_groups
 from tritonrag.index.manifest import EmbedderId
 from tritonrag.index.snapshot import Floats
 
@@ -242,6 +249,18 @@ def test_a_collection_has_a_plain_name(docs: Path, index: Path) -> None:
         add(index, docs, collection="../x")
 
 
+def embed_all(
+    embedder: Embedder,
+    texts: list[str],
+    dimension: int,
+    on_embedded: Callable[[int], None] = lambda count: None,
+    **options: int,
+) -> Floats:
+    groups = [("only", texts)]
+    ((_, vectors),) = embed_groups(embedder, groups, dimension, on_embedded, **options)
+    return vectors
+
+
 def test_texts_of_like_length_share_a_batch() -> None:
     embedder = HashEmbedder()
     texts = ["x" * (number % 7 + 1) + str(number) for number in range(75)]
@@ -251,24 +270,28 @@ def test_texts_of_like_length_share_a_batch() -> None:
     assert sorted(counted) == sorted(embedder.batches) == [11, 32, 32]
 
 
-def test_a_full_queue_is_tried_again_but_an_absent_server_is_not(
+def test_a_busy_server_is_tried_again_but_an_absent_one_is_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("tritonrag.index.embedding.time.sleep", lambda seconds: None)
 
     class Busy(HashEmbedder):
+        refusals: list[int]
+        error: type[Unavailable] = Unavailable
+
         def embed(self, texts: Sequence[str], role: str = "passage") -> Floats:
-            if len(self.batches) == self.refused:
-                self.batches.append(0)
-                raise Unavailable("the queue is full")
+            self.batches.append(0)
+            if len(self.batches) in self.refusals:
+                raise self.error("the queue is full")
             return super().embed(texts, role)
 
-        refused = 1
-
-    assert len(embed_all(Busy(), ["a", "b", "c"], 16, batch_texts=1, in_flight=1)) == 3
-    Busy.refused = 0
-    with pytest.raises(Unavailable):
-        embed_all(Busy(), ["a"], 16)
+    embedder = Busy()
+    embedder.refusals = [1, 3]
+    assert len(embed_all(embedder, ["a", "b", "c"], 16, batch_texts=1, in_flight=1)) == 3
+    absent = Busy()
+    absent.refusals, absent.error = [1], Unreachable
+    with pytest.raises(Unreachable):
+        embed_all(absent, ["a"], 16)
 
 
 def test_bad_embeddings_are_refused() -> None:

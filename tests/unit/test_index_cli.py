@@ -11,7 +11,8 @@ from typer.testing import CliRunner, Result
 
 from tritonrag.chunking import ChunkSettings
 from tritonrag.cli import index as commands
-from tritonrag.errors import InvalidRequest, NotFound, SetupError
+from tritonrag.errors import InvalidRequest, NotFound, SetupError, Unavailable
+from tritonrag.index import store
 from tritonrag.index.snapshot import Floats
 from tritonrag.settings import INDEX_DIR_VARIABLE, REPOSITORY_VARIABLE, URL_VARIABLE
 
@@ -61,7 +62,7 @@ def add(*arguments: str, code: int = 0) -> Result:
 
 def test_add_twice_then_look() -> None:
     assert "nothing is indexed" in run("list").stdout
-    assert "2 added, 0 changed, 0 unchanged, 0 failed; 2 passages" in add("docs").stdout
+    assert "2 added, 0 changed, 0 removed, 0 unchanged, 0 failed; 2 passages" in add("docs").stdout
     assert "nothing changed, 2 files" in add("docs").stdout
     assert "tiny fp32 (sha256 abababababab)" in run("list").stdout
     stats = run("stats").stdout
@@ -98,7 +99,42 @@ def test_what_fails_is_named_and_the_rest_is_indexed(place: Path) -> None:
     result = add("docs", "none")
     assert "not indexed: none: no such file or folder" in result.stderr
     assert "bad.md: not text: it holds NUL bytes" in result.stderr
-    assert "2 added, 0 changed, 0 unchanged, 2 failed" in result.stdout
+    assert "2 added, 0 changed, 0 removed, 0 unchanged, 2 failed" in result.stdout
+
+
+def test_what_failed_is_tried_again_on_demand(place: Path) -> None:
+    (place / "docs" / "bad.md").write_bytes(b"a\0b")
+    add("docs")
+    assert "has not changed" in add("docs").stderr
+    assert "has not changed" not in add("docs", "--retry-failed").stderr
+
+
+def test_the_limits_of_a_file_are_options(place: Path) -> None:
+    (place / "docs" / "slow.md").write_text("One more sentence. " * 400_000)
+    result = add("docs", "--file-seconds", "1", "--file-memory", "2048", "--workers", "1")
+    assert "2 added" in result.stdout
+    assert "slow.md: takes over 1 s to parse; split it, or raise --file-seconds" in result.stderr
+
+
+def test_a_second_writer_may_leave(place: Path) -> None:
+    with (
+        store.writing(place / "index", "default"),
+        pytest.raises(Unavailable, match="another writer .* holds"),
+    ):
+        add("docs", "--no-wait", code=1)
+
+
+def test_an_interrupted_run_says_that_it_can_be_taken_up(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Interrupted(FakeClient):
+        def embed(
+            self, texts: Sequence[str], role: str = "passage", *, version: int | None = None
+        ) -> Floats:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(commands, "Client", Interrupted)
+    assert "the same command goes on where this one was" in add("docs", code=130).stderr
 
 
 def test_nothing_to_index_is_an_error(place: Path) -> None:

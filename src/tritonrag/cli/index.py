@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.util import find_spec
@@ -75,11 +76,28 @@ def add(
             help="Index for this version of the embedder, before `tritonrag models promote`.",
         ),
     ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, show_default="half of the cores", help="Processes that parse files."),
+    ] = None,
+    file_seconds: Annotated[
+        int, typer.Option(min=1, help="Most seconds that parsing one file may take.")
+    ] = 60,
+    file_memory: Annotated[
+        int, typer.Option(min=64, help="Most MiB of memory that parsing one file may take.")
+    ] = 1024,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try unchanged files again that failed.")
+    ] = False,
+    no_wait: Annotated[
+        bool, typer.Option("--no-wait", help="End where another writer is at work.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Index files through the running server; what has not changed is not embedded again.
 
-    Files that cannot be indexed are named at the end. The exit status is 1 only where none could.
+    Files that cannot be indexed are named at the end, and tried again when they have changed. The
+    exit status is 1 only where none could. An interrupted run is taken up by the next one.
     With --embedder-version of a version that is not live, the collection's documents are embedded
     for that version too, and what is served now stays as it is.
     """
@@ -89,6 +107,7 @@ def add(
     from tritonrag.documents import find_files
     from tritonrag.index import layout
     from tritonrag.index.adding import Added, Adder
+    from tritonrag.parsing import Limits, ParserPool
 
     started = time.perf_counter()
     live = versions.live_version(repository, EMBED)
@@ -104,11 +123,16 @@ def add(
     done = Added(collection)
     if files or not paths:
         current = None if version == live else EmbedderManifest.load(repository)
-        with Client(url, protocol, EMBED_TIMEOUT_S) as client, indexing_progress() as listener:
+        with (
+            _resumable(),
+            Client(url, protocol, EMBED_TIMEOUT_S) as client,
+            ParserPool(chunker, Limits(file_seconds, file_memory), workers) as parsers,
+            indexing_progress() as listener,
+        ):
             embedder = _embedder(client, repository, version)
-            adder = Adder(index_dir, manifest, embedder, chunker, listener, current)
-            done = adder.add(collection, files)
-        if done.embedded:
+            adder = Adder(index_dir, manifest, embedder, parsers, listener, current)
+            done = adder.add(collection, files, retry_failed=retry_failed, wait=not no_wait)
+        if done.published:
             time.sleep(PICKED_UP_S)
     done.failures[:0] = failures
     _print_added(done, time.perf_counter() - started, as_json, None if version == live else version)
@@ -225,6 +249,16 @@ class _Version:
         return self.client.embed(texts, role, version=self.version)
 
 
+@contextmanager
+def _resumable() -> Iterator[None]:
+    """Say after Ctrl-C that the run can be taken up."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        _stderr().print("interrupted; the same command goes on where this one was")
+        raise
+
+
 def _embedder(client: Client, repository: Path, version: int) -> Embedder:
     """Return what embeds with ``version``: by its number where the server may have others."""
     alone = versions.installed(repository, EMBED) == [version]
@@ -242,14 +276,16 @@ def _print_added(done: Added, seconds: float, as_json: bool, version: int | None
         print("the embedder has changed: all passages were embedded again")
     if done.snapshot is None:
         print(f"{done.collection}: nothing was indexed")
-    elif not done.embedded:
+    elif not done.published:
         print(f"{done.collection}: nothing changed, {done.unchanged} files are as they were "
               f"indexed; snapshot {done.snapshot} stays live")  # fmt: skip
     else:
         print(
             f"{done.collection}: {done.added} added, {done.changed} changed, "
-            f"{done.unchanged} unchanged, {len(done.failures)} failed; {done.passages} passages, "
-            f"{done.embedded} embedded in {seconds:.1f} s; snapshot {done.snapshot} is live"
+            f"{done.removed} removed, {done.unchanged} unchanged, {len(done.failures)} failed; "
+            f"{done.passages} passages, {done.embedded} embedded in {seconds:.1f} s"
+            + (f", {done.resumed} by an interrupted run" if done.resumed else "")
+            + f"; snapshot {done.snapshot} is live"
             + (f" for version {version} of the embedder" if version else "")
         )
 

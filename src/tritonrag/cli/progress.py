@@ -13,13 +13,12 @@ from rich.progress import (
     Progress,
     ProgressColumn,
     Task,
-    TaskID,
     TextColumn,
     TimeRemainingColumn,
 )
 from rich.text import Text
 
-from tritonrag.index.adding import Listener
+from tritonrag.index.reports import Listener
 
 REPORT_SECONDS = 5.0
 """How often a line is printed where there is no terminal."""
@@ -40,36 +39,30 @@ def indexing_progress() -> Iterator[Listener]:
 
 
 class BarProgress(Listener):
-    """Bars of rich: files read, passages embedded, with rate and time left."""
+    """A bar of rich: files done, passages embedded, their rate and the time left."""
 
     def __init__(self, progress: Progress) -> None:
         """Draw in ``progress``, which is running."""
         self._progress = progress
-        self._task: TaskID | None = None
+        self._task = progress.add_task("indexing", total=None, passages=0)
+        self._passages = 0
 
     def waiting(self) -> None:
         """Say that another writer is at work."""
         self._progress.console.print(WAITING)
 
-    def parsing(self, files: int) -> None:
-        """Begin to read files."""
-        self._task = self._progress.add_task("reading files", total=files)
+    def started(self, documents: int) -> None:
+        """Begin."""
+        self._progress.update(self._task, total=documents)
 
-    def parsed(self) -> None:
-        """Count a file."""
-        self._advance(1)
-
-    def embedding(self, passages: int) -> None:
-        """Begin to embed passages."""
-        self._task = self._progress.add_task("embedding passages", total=passages)
+    def finished(self, documents: int) -> None:
+        """Count files."""
+        self._progress.advance(self._task, documents)
 
     def embedded(self, passages: int) -> None:
         """Count passages."""
-        self._advance(passages)
-
-    def _advance(self, count: int) -> None:
-        if self._task is not None:
-            self._progress.advance(self._task, count)
+        self._passages += passages
+        self._progress.update(self._task, passages=self._passages)
 
 
 class LineProgress(Listener):
@@ -78,45 +71,45 @@ class LineProgress(Listener):
     def __init__(self, console: Console) -> None:
         """Print to ``console``."""
         self._console = console
-        self._begin("", 0)
+        self._total = self._done = self._passages = 0
+        self._started = self._reported = time.monotonic()
 
     def waiting(self) -> None:
         """Say that another writer is at work."""
         self._console.print(WAITING)
 
-    def parsing(self, files: int) -> None:
-        """Begin to read files."""
-        self._begin("files read", files)
+    def started(self, documents: int) -> None:
+        """Begin."""
+        self._total = documents
+        self._started = self._reported = time.monotonic()
 
-    def parsed(self) -> None:
-        """Count a file."""
-        self._advance(1)
-
-    def embedding(self, passages: int) -> None:
-        """Begin to embed passages."""
-        self._begin("passages embedded", passages)
+    def finished(self, documents: int) -> None:
+        """Count files."""
+        self._done += documents
+        self._report()
 
     def embedded(self, passages: int) -> None:
         """Count passages."""
-        self._advance(passages)
+        self._passages += passages
+        self._report()
 
-    def _begin(self, what: str, total: int) -> None:
-        self._what, self._total, self._done = what, total, 0
-        self._started = self._reported = time.monotonic()
-
-    def _advance(self, count: int) -> None:
-        self._done += count
+    def _report(self) -> None:
         now = time.monotonic()
         if now < self._reported + REPORT_SECONDS:
             return
         self._reported = now
-        rate = self._done / (now - self._started)
-        left = (self._total - self._done) / rate
+        took = now - self._started
+        left = f"{(self._total - self._done) * took / self._done:.0f}" if self._done else "?"
         self._console.print(
-            f"{self._done:,} of {self._total:,} {self._what}, {rate:,.0f}/s, {left:.0f} s left"
+            f"{self._done:,} of {self._total:,} files, {self._passages:,} passages embedded, "
+            f"{self._passages / took:,.0f}/s, {left} s left"
         )
 
 
 class _Rate(ProgressColumn):
+    """Passages embedded, and how many a second."""
+
     def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:,.0f}/s" if task.speed else "")
+        passages = task.fields["passages"]
+        rate = passages / task.elapsed if task.elapsed else 0
+        return Text(f"{passages:,} passages, {rate:,.0f}/s")

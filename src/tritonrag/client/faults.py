@@ -19,6 +19,7 @@ from tritonrag.errors import (
     InvalidRequest,
     TritonragError,
     Unavailable,
+    Unreachable,
     from_code,
     from_tagged,
 )
@@ -171,8 +172,8 @@ def _late(seconds: float | None) -> DeadlineExceeded:
     return DeadlineExceeded(f"no complete answer within {seconds or 0:g} s")
 
 
-def _unreachable(url: str) -> Unavailable:
-    return Unavailable(f"no server at {url}; start it with `tritonrag up`")
+def _unreachable(url: str) -> Unreachable:
+    return Unreachable(f"no server at {url}; start it with `tritonrag up`")
 
 
 def _lost(url: str, reason: str) -> Unavailable:

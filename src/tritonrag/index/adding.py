@@ -2,81 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 from tritonrag.artifacts import EmbedderManifest
-from tritonrag.chunking import Chunker, Passage
-from tritonrag.documents import (
-    Failure,
-    SourceFile,
-    content_hash,
-    parse_document,
-    read_file,
-)
-from tritonrag.errors import InvalidRequest
+from tritonrag.documents import SourceFile
 from tritonrag.index import layout, store
-from tritonrag.index.embedding import Embedder, embed_all
-from tritonrag.index.manifest import DocumentRecord, EmbedderId
-from tritonrag.index.snapshot import Floats, Snapshot
+from tritonrag.index.changes import Changes, Document
+from tritonrag.index.embedding import Embedder, embed_groups
+from tritonrag.index.ledger import Ledger
+from tritonrag.index.manifest import EmbedderId
+from tritonrag.index.parts import Part
+from tritonrag.index.reports import Added, Listener
+from tritonrag.index.snapshot import Snapshot
+from tritonrag.parsing import ParserPool
 
+__all__ = ["Added", "Adder", "Listener"]
 
-@dataclass
-class Added:
-    """What a run did; ``snapshot`` is the live one after it, None if there is none.
-
-    ``embedded`` counts passages; ``embedder_changed`` tells that all had to be embedded again.
-    """
-
-    collection: str
-    snapshot: str | None = None
-    added: int = 0
-    changed: int = 0
-    unchanged: int = 0
-    passages: int = 0
-    embedded: int = 0
-    embedder_changed: bool = False
-    failures: list[Failure] = field(default_factory=list)
-
-
-class Listener:
-    """Is told how a run goes; says nothing itself."""
-
-    def waiting(self) -> None:
-        """Another writer is at work on the collection, and this one waits for it."""
-
-    def parsing(self, files: int) -> None:
-        """The files are being read."""
-
-    def parsed(self) -> None:
-        """One more file has been read."""
-
-    def embedding(self, passages: int) -> None:
-        """The passages are being embedded."""
-
-    def embedded(self, passages: int) -> None:
-        """So many more passages have been embedded."""
-
-
-@dataclass(frozen=True)
-class _Part:
-    """One document of the next snapshot: ``kept`` passages of an earlier ``source``, or new."""
-
-    record: DocumentRecord
-    source: Snapshot | None = None
-    kept: range = range(0)
-    passages: Sequence[Passage] = ()
-
-    def lines(self) -> Iterable[bytes]:
-        """Return the passages as they are stored."""
-        if self.source is None:
-            return (passage.to_json() for passage in self.passages)
-        return map(self.source.passage, self.kept)
-
-    def parsed(self) -> Iterable[Passage]:
-        """Return the passages."""
-        return self.passages if self.source is None else map(Passage.from_json, self.lines())
+GROUP_PASSAGES = 512
+"""Whole documents with so many passages, or a few more, are embedded and staged together: as much
+work as an interruption costs, and enough to find passages of like length in."""
 
 
 class Adder:
@@ -87,7 +33,7 @@ class Adder:
         index_dir: Path,
         manifest: EmbedderManifest,
         embedder: Embedder,
-        chunker: Chunker,
+        parsers: ParserPool,
         listener: Listener | None = None,
         live: EmbedderManifest | None = None,
     ) -> None:
@@ -99,30 +45,55 @@ class Adder:
         self._index_dir = index_dir
         self._manifest = manifest
         self._embedder = embedder
-        self._chunker = chunker
+        self._parsers = parsers
         self._listener = listener or Listener()
         self._live = live
 
-    def add(self, collection: str, files: list[SourceFile]) -> Added:
+    def add(
+        self,
+        collection: str,
+        files: list[SourceFile],
+        *,
+        complete_under: str | None = None,
+        retry_failed: bool = False,
+        wait: bool = True,
+    ) -> Added:
         """Bring ``files`` into a collection; documents that it has besides them stay.
 
-        A file that fails is named in the report, and an earlier version of it stays. If nothing
-        changes, no snapshot is written. If the embedder has changed, every passage of the
-        collection is embedded again.
+        A file that fails is named in the report, and an earlier version of it stays; it is not
+        tried again as it is. If nothing changes, no snapshot is written. If the embedder has
+        changed, every passage of the collection is embedded again. An interrupted run loses little:
+        the next one takes over what it has embedded.
+
+        Args:
+            collection: its name.
+            files: the files, sorted by source.
+            complete_under: ``files`` are all there are with sources that begin so; other such
+                documents are removed. "" is all of the collection, None removes nothing.
+            retry_failed: try files again that failed and have not changed.
+            wait: for another writer of the collection.
 
         Raises:
             InvalidRequest: a collection may not be called so.
+            Unavailable: another writer is at work, and this one is not to wait.
             SetupError: the live snapshot is damaged, or the index cannot be written.
             TritonragError: what the embedder raises.
         """
-        with store.writing(self._index_dir, collection, self._listener.waiting) as folder:
+        with (
+            store.writing(self._index_dir, collection, self._listener.waiting, wait=wait) as folder,
+            Ledger.open(folder, self._manifest.sha256, self._manifest.dimension) as ledger,
+        ):
             base, own = self._opened(folder)
             report = Added(collection, own.name if own else None)
             report.embedder_changed = self._live is None and base is not own
-            parts = self._parts(base, own, files, report)
             report.passages = len(own) if own else 0
+            changes = Changes(base, own, ledger, self._parsers, report, self._listener)
+            changes.remove_absent(files, complete_under)
+            self._embed(changes.documents(files, retry_failed=retry_failed), changes)
+            parts = changes.parts()
             if [part.record for part in parts] != (own.documents if own else []):
-                self._publish(folder, own, parts, report)
+                self._publish(folder, parts, report)
+                ledger.unstage()
             return report
 
     def _opened(self, folder: Path) -> tuple[Snapshot | None, Snapshot | None]:
@@ -133,67 +104,32 @@ class Adder:
         same = own is not None and own.manifest.embedder == EmbedderId.of(self._manifest)
         return base, own if same else None
 
-    def _parts(
-        self, base: Snapshot | None, own: Snapshot | None, files: list[SourceFile], report: Added
-    ) -> list[_Part]:
-        parts = {part.record.source: part for part in _kept_parts(base)}
-        for part in _kept_parts(own):
-            source = part.record.source
-            if source in parts and parts[source].record == part.record:
-                parts[source] = part
-        self._listener.parsing(len(files))
-        for file in files:
-            try:
-                parts[file.source] = self._part(file, parts.get(file.source), report)
-            except InvalidRequest as error:
-                report.failures.append(Failure(str(file.path), str(error)))
-            self._listener.parsed()
-        return [parts[source] for source in sorted(parts)]
-
-    def _part(self, file: SourceFile, old: _Part | None, report: Added) -> _Part:
-        content = read_file(file)
-        digest, recipe = content_hash(content), self._chunker.settings.recipe
-        if old and (old.record.sha256, old.record.recipe) == (digest, recipe):
-            report.unchanged += 1
-            return old
-        document = parse_document(file, content)
-        passages = list(self._chunker.passages(document))
-        report.changed += old is not None
-        report.added += old is None
-        record = DocumentRecord(
-            file.source,
-            document.title,
-            digest,
-            recipe,
-            len(passages),
-            document.metadata,
-            file.stamp,
+    def _embed(self, documents: Iterable[Document], changes: Changes) -> None:
+        groups = (
+            (group, [text for document in group for text in document.unknown])
+            for group in _grouped(documents)
         )
-        return _Part(record, passages=passages)
+        dimension, listener = self._manifest.dimension, self._listener
+        with closing(
+            embed_groups(self._embedder, groups, dimension, listener.embedded)
+        ) as embedded:
+            for group, vectors in embedded:
+                changes.stage(group, vectors)
+                listener.finished(len(group))
 
-    def _publish(
-        self, folder: Path, own: Snapshot | None, parts: list[_Part], report: Added
-    ) -> None:
-        texts = [
-            self._chunker.embedded_text(passage)
-            for part in parts
-            if own is None or part.source is not own
-            for passage in part.parsed()
-        ]
-        self._listener.embedding(len(texts))
-        new = embed_all(self._embedder, texts, self._manifest.dimension, self._listener.embedded)
+    def _publish(self, folder: Path, parts: list[Part], report: Added) -> None:
         contents = store.Contents(
             embedder=EmbedderId.of(self._manifest),
             dimension=self._manifest.dimension,
-            recipe=self._chunker.settings.recipe,
+            recipe=self._parsers.chunker.settings.recipe,
             documents=[part.record for part in parts],
             passages=(line for part in parts for line in part.lines()),
-            vectors=_vectors(own, parts, new),
+            vectors=(part.vectors() for part in parts),
         )
         manifest = store.publish(folder, contents, current=self._live is None)
         report.snapshot = manifest.snapshot
         report.passages = manifest.passages
-        report.embedded = len(texts)
+        report.published = True
 
 
 def _open(folder: Path, embedder: EmbedderManifest) -> Snapshot | None:
@@ -201,17 +137,12 @@ def _open(folder: Path, embedder: EmbedderManifest) -> Snapshot | None:
     return Snapshot.open(folder / name) if name else None
 
 
-def _kept_parts(snapshot: Snapshot | None) -> Iterator[_Part]:
-    if snapshot:
-        for number, record in enumerate(snapshot.documents):
-            yield _Part(record, snapshot, snapshot.passages_of(number))
-
-
-def _vectors(own: Snapshot | None, parts: list[_Part], new: Floats) -> Iterator[Floats]:
-    at = 0
-    for part in parts:
-        if own is not None and part.source is own:
-            yield own.vectors(part.kept)
-        else:
-            yield new[at : at + part.record.passages]
-            at += part.record.passages
+def _grouped(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    group: list[Document] = []
+    for document in documents:
+        group.append(document)
+        if sum(len(each.lines) for each in group) >= GROUP_PASSAGES:
+            yield group
+            group = []
+    if group:
+        yield group

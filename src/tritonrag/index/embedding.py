@@ -5,20 +5,26 @@ Knows neither the client nor the server: they come as an ``Embedder``.
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from typing import Protocol
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import numpy as np
 
-from tritonrag.errors import InternalError, SetupError, Unavailable
+from tritonrag.errors import InternalError, SetupError, Unavailable, Unreachable
 from tritonrag.index.snapshot import Floats
 
 BATCH_TEXTS = 32
 IN_FLIGHT = 6
+GROUPS_AHEAD = 2
 RETRY_SECONDS = (0.2, 0.5, 1.0, 2.0, 4.0)
-"""Waits between attempts when the server's queue is full."""
+"""Waits between attempts when the server is busy, or away for a moment."""
+
+Tag = TypeVar("Tag")
 
 
 class Embedder(Protocol):
@@ -29,23 +35,25 @@ class Embedder(Protocol):
         ...
 
 
-def embed_all(
+def embed_groups(
     embedder: Embedder,
-    texts: Sequence[str],
+    groups: Iterable[tuple[Tag, Sequence[str]]],
     dimension: int,
     on_embedded: Callable[[int], None] = lambda count: None,
     *,
     batch_texts: int = BATCH_TEXTS,
     in_flight: int = IN_FLIGHT,
-) -> Floats:
-    """Return the embeddings of ``texts`` as passages, float32 ``[texts, dimension]``.
+) -> Generator[tuple[Tag, Floats]]:
+    """Yield the embeddings of each group of texts, float32 ``[texts, dimension]``, in their order.
 
-    Texts of like length share a batch, since the server pads a batch to its longest.
+    Texts of a group that are of like length share a batch, since the server pads a batch to its
+    longest. Groups are taken ahead of their turn, so that the embedder has work while the next one
+    is made; which texts share a batch depends on the groups alone, not on time.
 
     Args:
-        embedder: what embeds; its first batch is sent alone, so that a server which is not there
+        embedder: what embeds; the first batch is sent alone, so that a server which is not there
             is reported at once.
-        texts: the texts, in any order.
+        groups: each with a tag that comes back with its embeddings.
         dimension: the dimension expected.
         on_embedded: called after each batch with the number of its texts.
         batch_texts: texts per call.
@@ -54,45 +62,91 @@ def embed_all(
     Raises:
         SetupError: the embedder has another dimension.
         InternalError: it answers something that is not a finite number.
-        TritonragError: what the embedder raises; a full queue is tried again for a while.
+        TritonragError: what the embedder raises; a busy server is tried again for a while.
     """
-    order = sorted(range(len(texts)), key=lambda number: len(texts[number]), reverse=True)
-    batches = [order[at : at + batch_texts] for at in range(0, len(order), batch_texts)]
-    result = np.empty((len(texts), dimension), np.float32)
-
-    def run(batch: list[int], waits: Sequence[float] = RETRY_SECONDS) -> int:
-        vectors = _patiently(lambda: embedder.embed([texts[at] for at in batch], "passage"), waits)
-        _check(vectors, len(batch), dimension)
-        result[batch] = vectors
-        return len(batch)
-
-    for batch in batches[:1]:
-        on_embedded(run(batch, ()))
-    _run_all(run, batches[1:], in_flight, on_embedded)
-    return result
-
-
-def _run_all(
-    run: Callable[[list[int]], int],
-    batches: list[list[int]],
-    in_flight: int,
-    on_embedded: Callable[[int], None],
-) -> None:
-    executor = ThreadPoolExecutor(in_flight, thread_name_prefix="embed")
-    futures: list[Future[int]] = [executor.submit(run, batch) for batch in batches]
+    calls = _Calls(embedder, dimension, on_embedded, batch_texts, in_flight)
+    ahead: deque[tuple[Tag, _Group]] = deque()
     try:
-        for future in as_completed(futures):
-            on_embedded(future.result())
+        for tag, texts in groups:
+            ahead.append((tag, calls.begin(texts)))
+            while ahead and (len(ahead) > GROUPS_AHEAD or ahead[0][1].done):
+                tag, group = ahead.popleft()
+                yield tag, group.result()
+        for tag, group in ahead:
+            yield tag, group.result()
     finally:
-        # After Ctrl-C or an error nothing new starts, and what is under way is left to its caller,
-        # which ends it by closing the client.
-        executor.shutdown(wait=False, cancel_futures=True)
+        calls.abandon()
 
 
-def _patiently(call: Callable[[], Floats], waits: Sequence[float]) -> Floats:
-    for wait in waits:
+class _Calls:
+    """Sends batches to the embedder in threads."""
+
+    def __init__(
+        self,
+        embedder: Embedder,
+        dimension: int,
+        on_embedded: Callable[[int], None],
+        batch_texts: int,
+        in_flight: int,
+    ) -> None:
+        self._embedder, self._dimension, self._batch_texts = embedder, dimension, batch_texts
+        self._on_embedded, self._lock = on_embedded, threading.Lock()
+        self._threads = ThreadPoolExecutor(in_flight, thread_name_prefix="embed")
+        self._began = False
+
+    def begin(self, texts: Sequence[str]) -> _Group:
+        vectors = np.empty((len(texts), self._dimension), np.float32)
+        order = sorted(range(len(texts)), key=lambda number: len(texts[number]), reverse=True)
+        size = self._batch_texts
+        batches = [order[at : at + size] for at in range(0, len(order), size)]
+        if batches and not self._began:
+            self._began = True
+            self._run(texts, batches.pop(0), vectors, Unreachable)
+        futures = [self._threads.submit(self._run, texts, batch, vectors) for batch in batches]
+        return _Group(vectors, futures)
+
+    def abandon(self) -> None:
+        """Start nothing new; what is under way after Ctrl-C or an error ends with the client."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _run(
+        self,
+        texts: Sequence[str],
+        batch: list[int],
+        vectors: Floats,
+        *hopeless: type[Unavailable],
+    ) -> None:
+        asked = [texts[at] for at in batch]
+        found = _patiently(lambda: self._embedder.embed(asked, "passage"), hopeless)
+        _check(found, len(batch), self._dimension)
+        vectors[batch] = found
+        with self._lock:
+            self._on_embedded(len(batch))
+
+
+@dataclass(frozen=True)
+class _Group:
+    """The embeddings of a group of texts, complete when every batch is."""
+
+    vectors: Floats
+    batches: list[Future[None]]
+
+    @property
+    def done(self) -> bool:
+        return all(batch.done() for batch in self.batches)
+
+    def result(self) -> Floats:
+        for batch in self.batches:
+            batch.result()
+        return self.vectors
+
+
+def _patiently(call: Callable[[], Floats], hopeless: tuple[type[Unavailable], ...]) -> Floats:
+    for wait in RETRY_SECONDS:
         try:
             return call()
+        except hopeless:
+            raise
         except Unavailable:
             time.sleep(wait)
     return call()

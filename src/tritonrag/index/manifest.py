@@ -52,7 +52,8 @@ class DocumentRecord:
 
     ``sha256`` is that of the file's bytes and ``recipe`` says how it was cut into ``passages``
     passages: if neither changed, indexing the file again would change nothing. ``stamp`` is what
-    its source said of the file then, without reading it; empty where it says nothing.
+    its source said of the file then, without reading it; empty where it says nothing. ``given`` is
+    a hash of what was said of it from outside, likewise.
     """
 
     source: str
@@ -62,6 +63,7 @@ class DocumentRecord:
     passages: int
     metadata: Metadata = field(default_factory=Metadata)
     stamp: str = ""
+    given: str = ""
 
     @classmethod
     def from_json(cls, line: str) -> DocumentRecord:

@@ -18,7 +18,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from tritonrag.artifacts import sha256
-from tritonrag.errors import NotFound, SetupError
+from tritonrag.errors import NotFound, SetupError, Unavailable
 from tritonrag.index import layout
 from tritonrag.index.manifest import (
     DATA_FILES,
@@ -56,18 +56,23 @@ class Contents:
 
 @contextmanager
 def writing(
-    index_dir: Path, collection: str, on_wait: Callable[[], None] = lambda: None
+    index_dir: Path,
+    collection: str,
+    on_wait: Callable[[], None] = lambda: None,
+    *,
+    wait: bool = True,
 ) -> Iterator[Path]:
     """Yield a collection's folder to its only writer; a second one waits after ``on_wait``.
 
     Raises:
         InvalidRequest: a collection may not be called so.
+        Unavailable: another writer is at work, and this one is not to ``wait``.
         SetupError: the index cannot be written, for example because the disk is full.
     """
     folder = index_dir / layout.check_collection(collection)
     try:
         index_dir.mkdir(parents=True, exist_ok=True)
-        with _locked(index_dir / f".{collection}.lock", on_wait):
+        with _locked(index_dir / f".{collection}.lock", on_wait if wait else None):
             _remove_unfinished(folder)
             yield folder
     except OSError as error:
@@ -75,17 +80,30 @@ def writing(
 
 
 @contextmanager
-def _locked(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
-    lock = FileLock(path)
+def _locked(path: Path, on_wait: Callable[[], None] | None) -> Iterator[None]:
+    lock, holder = FileLock(path), path.with_suffix(".pid")
     try:
         lock.acquire(timeout=0)
     except Timeout:
+        if on_wait is None:
+            raise _busy(path, holder) from None
         on_wait()
         lock.acquire()
     try:
+        holder.write_text(f"{os.getpid()}\n", encoding="ascii")
         yield
     finally:
+        holder.unlink(missing_ok=True)
         lock.release()
+
+
+def _busy(lock: Path, holder: Path) -> Unavailable:
+    with suppress(OSError):
+        pid = holder.read_text(encoding="ascii", errors="replace").strip()
+        return Unavailable(
+            f"another writer (process {pid}) holds {lock}; wait for it, or leave out --no-wait"
+        )
+    return Unavailable(f"another writer holds {lock}; wait for it, or leave out --no-wait")
 
 
 def publish(folder: Path, contents: Contents, *, current: bool = True) -> SnapshotManifest:

@@ -1,0 +1,244 @@
+"""Which documents of the next snapshot are as they were, and which have to be embedded."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from tritonrag.chunking import Passage
+from tritonrag.documents import Failure, SourceFile, content_hash, read_file
+from tritonrag.errors import InvalidRequest
+from tritonrag.index.ledger import Failed, Ledger
+from tritonrag.index.manifest import DocumentRecord
+from tritonrag.index.parts import Kept, Part, Staged, kept_parts
+from tritonrag.index.reports import Added, Listener
+from tritonrag.index.snapshot import Floats, Snapshot
+from tritonrag.parsing import Cut, Job, ParserPool
+
+
+@dataclass(frozen=True)
+class Document:
+    """A document to embed: its passages as stored, and as embedded; ``known`` are old vectors."""
+
+    record: DocumentRecord
+    lines: list[bytes]
+    texts: list[str]
+    known: Mapping[str, Floats]
+
+    @property
+    def unknown(self) -> list[str]:
+        """The texts to embed, in their order."""
+        return [text for text in self.texts if text not in self.known]
+
+    def vectors(self, new: Iterator[Floats], dimension: int) -> Floats:
+        """Return those of all texts, ``[passages, dimension]``; ``new`` are of the unknown ones."""
+        rows = [self.known[text] if text in self.known else next(new) for text in self.texts]
+        return np.stack(rows) if rows else np.empty((0, dimension), np.float32)
+
+
+class Changes:
+    """The documents of the next snapshot, while one run finds out what they are.
+
+    ``base`` is the snapshot whose documents stay, ``own`` the one of this run's embedder, whose
+    vectors do.
+    """
+
+    def __init__(
+        self,
+        base: Snapshot | None,
+        own: Snapshot | None,
+        ledger: Ledger,
+        parsers: ParserPool,
+        report: Added,
+        listener: Listener,
+    ) -> None:
+        """Begin with the documents of ``base``; ``report`` is filled in on the way."""
+        self._own = kept_parts(own)
+        self._parts: dict[str, Part] = {**kept_parts(base)}
+        for source, part in self._own.items():
+            if source in self._parts and _alike(self._parts[source].record, part.record):
+                self._parts[source] = replace(part, record=self._parts[source].record)
+        self._own_snapshot = own
+        self._ledger = ledger
+        self._staged = ledger.staged()
+        self._failed = ledger.failed()
+        self._parsers = parsers
+        self._recipe = parsers.chunker.settings.recipe
+        self._report = report
+        self._listener = listener
+
+    def remove_absent(self, files: list[SourceFile], under: str | None) -> None:
+        """Remove the documents that are not among ``files``, where these are all there are."""
+        if under is None:
+            return
+        there = {file.source for file in files}
+        gone = [name for name in self._parts if name.startswith(under) and name not in there]
+        for source in gone:
+            del self._parts[source]
+        self._report.removed = len(gone)
+
+    def documents(self, files: list[SourceFile], *, retry_failed: bool) -> Iterator[Document]:
+        """Yield what has to be embedded: of new and changed files, then what only has old vectors.
+
+        Nothing is embedded of a file that is as it was, and one that failed is not parsed again as
+        it is, except to ``retry_failed``.
+        """
+        if retry_failed:
+            self._failed = {}
+        sources = {file.source for file in files}
+        self._listener.started(len(sources.union(filter(self._is_foreign, self._parts))))
+        yield from self._of_files(files)
+        yield from self._again()
+
+    def parts(self) -> list[Part]:
+        """Return the documents that there are now, by source."""
+        return [self._parts[source] for source in sorted(self._parts)]
+
+    def stage(self, documents: list[Document], vectors: Floats) -> None:
+        """Take documents in whose unknown texts have been embedded, in their order."""
+        new = iter(vectors)
+        self._ledger.stage(
+            (document.record, document.lines, document.vectors(new, vectors.shape[1]))
+            for document in documents
+        )
+        for document in documents:
+            self._parts[document.record.source] = self._waiting(document.record)
+        self._report.embedded += len(vectors)
+
+    def _of_files(self, files: list[SourceFile]) -> Iterator[Document]:
+        for job, made in self._parsers.cut_all(self._jobs(files)):
+            if isinstance(made, Cut):
+                yield self._document(job, made)
+            else:
+                self._fail(job, made)
+        self._report.failures.sort(key=lambda failure: failure.name)
+
+    def _jobs(self, files: list[SourceFile]) -> Iterator[Job]:
+        """Yield the files to parse, each read once: what is hashed is what is parsed."""
+        for file in files:
+            try:
+                job = self._job(file)
+            except InvalidRequest as error:
+                self._report.failures.append(Failure(str(file.path), str(error)))
+                job = None
+            if job:
+                yield job
+            else:
+                self._finished(file.source)
+
+    def _job(self, file: SourceFile) -> Job | None:
+        if self._settled(file):
+            return None
+        content = read_file(file)
+        job = Job(file, content, content_hash(content))
+        return None if self._settled(file, job.sha256) else job
+
+    def _again(self) -> Iterator[Document]:
+        """Yield the documents that stay, but whose vectors are of another embedder."""
+        chunker = self._parsers.chunker
+        for source in sorted(filter(self._is_foreign, self._parts)):
+            part = self._parts[source]
+            staged = self._staged.get(source)
+            if staged and _alike(staged, part.record):
+                self._resume(part.record)
+                self._finished(source)
+                continue
+            lines = list(part.lines())
+            texts = [chunker.embedded_text(Passage.from_json(line)) for line in lines]
+            yield Document(part.record, lines, texts, self._vectors_by_text(source))
+
+    def _is_foreign(self, source: str) -> bool:
+        part = self._parts.get(source)
+        return isinstance(part, Kept) and part.snapshot is not self._own_snapshot
+
+    def _finished(self, source: str) -> None:
+        """Count a document, unless it has yet to be embedded again."""
+        if not self._is_foreign(source):
+            self._listener.finished(1)
+
+    def _settled(self, file: SourceFile, sha256: str = "") -> bool:
+        """Return whether a file is as it was when it was indexed, staged or failed."""
+        old, staged = self._parts.get(file.source), self._staged.get(file.source)
+        failed = self._failed.get(file.source)
+        if old and self._same(old.record, file, sha256):
+            self._parts[file.source] = replace(old, record=_stamped(old.record, file))
+            self._report.unchanged += 1
+        elif staged and self._same(staged, file, sha256):
+            self._count(old)
+            self._resume(_stamped(staged, file))
+        elif failed and self._same(failed, file, sha256):
+            reason = f"{failed.reason}; it failed earlier and has not changed"
+            self._report.failures.append(Failure(str(file.path), reason))
+        else:
+            return False
+        return True
+
+    def _same(self, known: DocumentRecord | Failed, file: SourceFile, sha256: str) -> bool:
+        """Compare by content where it is known, or else by stamp."""
+        if (known.recipe, known.given) != (self._recipe, _given(file.metadata)):
+            return False
+        return known.sha256 == sha256 if sha256 else known.stamp == file.stamp != ""
+
+    def _document(self, job: Job, made: Cut) -> Document:
+        source = job.file.source
+        record = DocumentRecord(
+            source,
+            made.title,
+            job.sha256,
+            self._recipe,
+            len(made.lines),
+            made.metadata,
+            job.file.stamp,
+            _given(job.file.metadata),
+        )
+        self._count(self._parts.pop(source, None))  # until it is embedded
+        return Document(record, made.lines, made.texts, self._vectors_by_text(source))
+
+    def _fail(self, job: Job, error: InvalidRequest) -> None:
+        file = job.file
+        given = _given(file.metadata)
+        failed = Failed(file.source, job.sha256, self._recipe, given, file.stamp, str(error))
+        self._ledger.fail(failed)
+        self._report.failures.append(Failure(str(file.path), str(error)))
+        self._finished(file.source)
+
+    def _count(self, old: Part | None) -> None:
+        self._report.changed += old is not None
+        self._report.added += old is None
+
+    def _resume(self, record: DocumentRecord) -> None:
+        self._parts[record.source] = self._waiting(record)
+        self._report.resumed += record.passages
+
+    def _waiting(self, record: DocumentRecord) -> Staged:
+        return Staged(record, self._ledger)
+
+    def _vectors_by_text(self, source: str) -> Mapping[str, Floats]:
+        """Return the vectors that a document's passages had, by the text that was embedded."""
+        part = self._own.get(source)
+        if part is None:
+            return {}
+        passages = map(Passage.from_json, part.lines())
+        texts = map(self._parsers.chunker.embedded_text, passages)
+        return dict(zip(texts, part.vectors(), strict=True))
+
+
+def _alike(one: DocumentRecord, other: DocumentRecord) -> bool:
+    """Return whether two records are of the same passages."""
+    return replace(one, stamp="") == replace(other, stamp="")
+
+
+def _stamped(record: DocumentRecord, file: SourceFile) -> DocumentRecord:
+    return replace(record, stamp=file.stamp) if file.stamp else record
+
+
+def _given(metadata: Mapping[str, Any]) -> str:
+    """Return a hash of what is said of a file from outside; "" where nothing is."""
+    if not metadata:
+        return ""
+    said = repr(sorted(metadata.items(), key=repr))
+    return hashlib.sha256(said.encode(errors="surrogatepass")).hexdigest()
