@@ -82,17 +82,18 @@ def _limits() -> str:
 def _errors() -> str:
     rows = [
         (f"`{kind.code}`", f"`{kind.__name__}`", (kind.__doc__ or "").splitlines()[0])
-        for kind in _leaves(TritonragError)
+        for kind in _raised(TritonragError)
     ]
     return f"## Errors\n\n{_table(('code', 'in Python', ''), rows)}"
 
 
-def _leaves(kind: type[TritonragError]) -> Iterator[type[TritonragError]]:
+def _raised(kind: type[TritonragError]) -> Iterator[type[TritonragError]]:
+    """Yield the classes of the tree that are raised: those with a code of their own, and leaves."""
     below = [each for each in kind.__subclasses__() if each.__module__ == kind.__module__]
-    if not below:
+    if not below or ("code" in vars(kind) and kind is not TritonragError):
         yield kind
     for each in below:
-        yield from _leaves(each)
+        yield from _raised(each)
 
 
 def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:

@@ -104,12 +104,12 @@ def test_a_damaged_ledger_only_costs_what_it_held(docs: Path, index: Path) -> No
 
 
 def test_what_failed_is_not_parsed_again_until_it_changes(docs: Path, index: Path) -> None:
-    (docs / "f00.md").write_bytes(b"\xff")
+    (docs / "f00.md").write_bytes(b"a\0b")
     first = add(index, docs)
     assert "it failed earlier" not in first.failures[0].reason
     again = add(index, docs)
     assert [Path(failure.name).name for failure in again.failures] == ["f00.md"]
-    assert again.failures[0].reason.startswith("not UTF-8 text: byte 0xff")
+    assert again.failures[0].reason.startswith("not text: it holds NUL bytes")
     assert again.failures[0].reason.endswith("; it failed earlier and has not changed")
     retried = add(index, docs, retry_failed=True)
     assert "it failed earlier" not in retried.failures[0].reason
@@ -118,7 +118,7 @@ def test_what_failed_is_not_parsed_again_until_it_changes(docs: Path, index: Pat
 
 
 def test_a_file_with_the_stamp_it_had_is_not_read(docs: Path, index: Path) -> None:
-    (docs / "f01.md").write_bytes(b"\xff")
+    (docs / "f01.md").write_bytes(b"a\0b")
     files = [replace(file, stamp="1") for file in find_files([docs])[0]]
     add_files(index, files)
     for file in files:
@@ -175,7 +175,7 @@ def test_what_is_gone_is_removed_where_the_files_are_complete(docs: Path, index:
 
 def test_a_file_that_fails_is_not_gone(docs: Path, index: Path) -> None:
     add(index, docs)
-    (docs / "f00.md").write_bytes(b"\xff")
+    (docs / "f00.md").write_bytes(b"a\0b")
     report = add(index, docs, complete_under="")
     assert (report.removed, len(report.failures), report.published) == (0, 1, False)
 

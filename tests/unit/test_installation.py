@@ -115,6 +115,7 @@ def test_backends_are_laid_out_with_the_stub_of_this_python(
         str(path.relative_to(target)) for path in target.rglob("*") if path.is_file()
     ) == [
         "onnxruntime/model.py",
+        "openvino/model.py",
         "python/libtriton_python.so",
         "python/triton_python_backend_stub",
         "python/triton_python_backend_utils.py",
