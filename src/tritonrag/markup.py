@@ -121,6 +121,9 @@ _TELLING_CHARS = 4
 """A shorter line says nothing about where it stands."""
 
 _WORD = re.compile(r"\w+")
+_ACCESS = re.compile(r"^\W*access\W*:", re.IGNORECASE | re.MULTILINE)
+"""A line of a front matter that says who may read the document."""
+
 _ITEM = re.compile(r"\s*([-*+\u2022]|\d{1,3}[.)])\s+")
 _ITEM_START = re.compile(r"\n(?=\s*(?:[-*+\u2022]|\d{1,3}[.)])\s)")
 _BREAK = re.compile(r"<br\s*/?>", re.IGNORECASE)
@@ -306,7 +309,9 @@ def _inline_piece(token: Token) -> str:
 def _front_matter(text: str) -> Mapping[str, Any]:
     try:
         values = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError):
+    except (yaml.YAMLError, ValueError) as error:
+        if _ACCESS.search(text):
+            raise ValueError("its front matter names `access` but is not YAML") from error
         return {}
     return values if isinstance(values, dict) else {}
 

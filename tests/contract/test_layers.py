@@ -12,10 +12,10 @@ PACKAGE = Path(__file__).parents[2] / "src/tritonrag"
 
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"contract", "errors"}),
-    frozenset({"limits", "metadata", "settings", "versions"}),
-    frozenset({"artifacts", "fusion", "llm_config", "markup", "overlap", "quoting"}),
+    frozenset({"limits", "metadata", "scheduling", "settings", "versions"}),
+    frozenset({"artifacts", "fusion", "llm_config", "markup", "monitoring", "overlap", "quoting"}),
     frozenset({"documents", "generation", "prompting", "rollout", "sources", "tokenizing"}),
-    frozenset({"chunking", "exporting", "reranking"}),
+    frozenset({"chunking", "corpus", "exporting", "reranking"}),
     frozenset({"index", "engines"}),
     frozenset({"backend", "client", "repository"}),
     frozenset({"server"}),
@@ -36,6 +36,11 @@ ONLY = {
     "faiss": {"index"},
     "typer": {"cli"},
     "psutil": {"server"},
+    "fsspec": {"corpus"},
+    "s3fs": set(),
+    "cronsim": {"scheduling"},
+    "tenacity": {"scheduling"},
+    "prometheus_client": {"monitoring"},
 }
 """Libraries that one part hides from the rest."""
 

@@ -8,7 +8,6 @@ from tritonrag.documents import (
     MAX_FILE_BYTES,
     Document,
     SourceFile,
-    find_files,
     parse_document,
     read_file,
 )
@@ -166,36 +165,6 @@ def test_offsets_survive_a_word_that_markup_hides() -> None:
     text = "See :pep:`13` now. " + "Other words follow. " * 3 + "\n\nA PEP is a plan.\n"
     document = parse("a.rst", text)
     assert quoted(document, 1) == "A PEP is a plan."
-
-
-def test_folders_give_known_kinds_relative_to_them(tmp_path: Path) -> None:
-    for name in ("b.md", "sub/A.TXT", "sub/x.png", ".git/c.md", ".hidden.md"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text("text")
-    files, failures = find_files([tmp_path, tmp_path / "b.md"])
-    assert [file.source for file in files] == ["b.md", "sub/A.TXT"]
-    assert failures == []
-
-
-def test_what_cannot_be_found_is_named(tmp_path: Path) -> None:
-    empty = tmp_path / "empty"
-    empty.mkdir()
-    (tmp_path / "a.exe").write_text("x")
-    paths = [empty, tmp_path / "none.md", tmp_path / "a.exe"]
-    files, failures = find_files(paths)
-    assert files == []
-    assert [failure.name for failure in failures] == [str(path) for path in paths]
-    reasons = ["holds no file", "no such file", "not a kind"]
-    assert all(map(str.startswith, [failure.reason for failure in failures], reasons))
-
-
-def test_two_files_of_one_name_are_not_mixed_up(tmp_path: Path) -> None:
-    for folder in ("a", "b"):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "x.md").write_text(folder)
-    files, failures = find_files([tmp_path / "a", tmp_path / "b"])
-    assert [file.path for file in files] == [tmp_path / "a" / "x.md"]
-    assert "common folder" in failures[0].reason
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ def add(*arguments: str, code: int = 0) -> Result:
 
 def test_add_twice_then_look() -> None:
     assert "nothing is indexed" in run("list").stdout
-    assert "2 added, 0 changed, 0 unchanged, 0 failed; 2 passages" in add("docs").stdout
+    assert "2 added, 0 changed, 0 removed, 0 unchanged, 0 failed; 2 passages" in add("docs").stdout
     assert "nothing changed, 2 files" in add("docs").stdout
     assert "tiny fp32 (sha256 abababababab)" in run("list").stdout
     stats = run("stats").stdout
@@ -98,7 +98,7 @@ def test_what_fails_is_named_and_the_rest_is_indexed(place: Path) -> None:
     result = add("docs", "none")
     assert "not indexed: none: no such file or folder" in result.stderr
     assert "bad.md: not UTF-8 text: byte 0xff" in result.stderr
-    assert "2 added, 0 changed, 0 unchanged, 2 failed" in result.stdout
+    assert "2 added, 0 changed, 0 removed, 0 unchanged, 2 failed" in result.stdout
 
 
 def test_nothing_to_index_is_an_error(place: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tritonrag.artifacts import EmbedderManifest
@@ -17,6 +17,7 @@ from tritonrag.documents import (
 )
 from tritonrag.errors import InvalidRequest
 from tritonrag.index import layout, store
+from tritonrag.index.comparing import check_same_file, given_hash, stamp_unchanged
 from tritonrag.index.embedding import Embedder, embed_all
 from tritonrag.index.manifest import DocumentRecord, EmbedderId
 from tritonrag.index.snapshot import Floats, Snapshot
@@ -34,6 +35,7 @@ class Added:
     added: int = 0
     changed: int = 0
     unchanged: int = 0
+    removed: int = 0
     passages: int = 0
     embedded: int = 0
     embedder_changed: bool = False
@@ -103,8 +105,14 @@ class Adder:
         self._listener = listener or Listener()
         self._live = live
 
-    def add(self, collection: str, files: list[SourceFile]) -> Added:
+    def add(
+        self, collection: str, files: list[SourceFile], *, complete_under: str | None = None
+    ) -> Added:
         """Bring ``files`` into a collection; documents that it has besides them stay.
+
+        With ``complete_under`` they are all that there should be under names that begin so, and
+        other documents there are removed. Without it, a file does not take the name of a document
+        that came from another file which is still there.
 
         A file that fails is named in the report, and an earlier version of it stays. If nothing
         changes, no snapshot is written. If the embedder has changed, every passage of the
@@ -119,7 +127,7 @@ class Adder:
             base, own = self._opened(folder)
             report = Added(collection, own.name if own else None)
             report.embedder_changed = self._live is None and base is not own
-            parts = self._parts(base, own, files, report)
+            parts = self._parts(base, own, files, report, complete_under)
             report.passages = len(own) if own else 0
             if [part.record for part in parts] != (own.documents if own else []):
                 self._publish(folder, own, parts, report)
@@ -134,30 +142,41 @@ class Adder:
         return base, own if same else None
 
     def _parts(
-        self, base: Snapshot | None, own: Snapshot | None, files: list[SourceFile], report: Added
+        self,
+        base: Snapshot | None,
+        own: Snapshot | None,
+        files: list[SourceFile],
+        report: Added,
+        complete_under: str | None,
     ) -> list[_Part]:
         parts = {part.record.source: part for part in _kept_parts(base)}
         for part in _kept_parts(own):
             source = part.record.source
             if source in parts and parts[source].record == part.record:
                 parts[source] = part
+        if complete_under is not None:
+            report.removed = _remove_others(parts, files, complete_under)
         self._listener.parsing(len(files))
         for file in files:
             try:
+                if complete_under is None and file.source in parts:
+                    check_same_file(file, parts[file.source].record)
                 parts[file.source] = self._part(file, parts.get(file.source), report)
             except InvalidRequest as error:
-                report.failures.append(Failure(str(file.path), str(error)))
+                report.failures.append(Failure(file.shown, str(error)))
             self._listener.parsed()
         return [parts[source] for source in sorted(parts)]
 
     def _part(self, file: SourceFile, old: _Part | None, report: Added) -> _Part:
+        recipe, given = self._chunker.settings.recipe, given_hash(file)
+        if old and stamp_unchanged(file, old.record, recipe):
+            return self._unchanged(old, file, report)
         content = read_file(file)
-        digest, recipe = content_hash(content), self._chunker.settings.recipe
-        if old and (old.record.sha256, old.record.recipe) == (digest, recipe):
-            report.unchanged += 1
-            return old
+        digest = content_hash(content)
+        same = old is not None and (old.record.sha256, old.record.recipe) == (digest, recipe)
+        if old and same and old.record.given == given:
+            return self._unchanged(old, file, report)
         document = parse_document(file, content)
-        passages = list(self._chunker.passages(document))
         report.changed += old is not None
         report.added += old is None
         record = DocumentRecord(
@@ -165,11 +184,20 @@ class Adder:
             document.title,
             digest,
             recipe,
-            len(passages),
+            0,
             document.metadata,
             file.stamp,
+            file.place,
+            given,
         )
-        return _Part(record, passages=passages)
+        if old and same and old.record.title == document.title:
+            return replace(old, record=replace(record, passages=old.record.passages))
+        passages = list(self._chunker.passages(document))
+        return _Part(replace(record, passages=len(passages)), passages=passages)
+
+    def _unchanged(self, old: _Part, file: SourceFile, report: Added) -> _Part:
+        report.unchanged += 1
+        return replace(old, record=replace(old.record, stamp=file.stamp, path=file.place))
 
     def _publish(
         self, folder: Path, own: Snapshot | None, parts: list[_Part], report: Added
@@ -199,6 +227,14 @@ class Adder:
 def _open(folder: Path, embedder: EmbedderManifest) -> Snapshot | None:
     name = layout.current(folder, embedder.sha256)
     return Snapshot.open(folder / name) if name else None
+
+
+def _remove_others(parts: dict[str, _Part], files: list[SourceFile], prefix: str) -> int:
+    named = {file.source for file in files}
+    others = [name for name in parts if name.startswith(prefix) and name not in named]
+    for name in others:
+        del parts[name]
+    return len(others)
 
 
 def _kept_parts(snapshot: Snapshot | None) -> Iterator[_Part]:
