@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -113,17 +114,24 @@ class Metrics(Watcher):
         """Count a failure."""
         self._runs.labels(self._collection, "failure").inc()
 
-    def serve(self, host: str, port: int) -> None:
-        """Answer Prometheus at ``host:port`` from now on, in a thread.
+    @contextmanager
+    def served(self, host: str, port: int) -> Iterator[int]:
+        """Answer Prometheus at ``host:port`` meanwhile, and yield the port; 0 is any free one.
 
         Raises:
             SetupError: the address cannot be used.
         """
         try:
-            start_http_server(port, host, self.registry)
+            server, thread = start_http_server(port, host, self.registry)
         except OSError as error:
             reason = error.strerror or error
             raise SetupError(f"--metrics-port: {host}:{port} cannot be used: {reason}") from error
+        try:
+            yield int(server.server_port)
+        finally:
+            server.shutdown()
+            server.server_close()
+            thread.join()
 
 
 def _stamp(moment: datetime) -> str:

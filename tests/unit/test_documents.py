@@ -200,3 +200,10 @@ def test_unreadable_files(tmp_path: Path) -> None:
         file.truncate(MAX_FILE_BYTES + 1)
     with pytest.raises(InvalidRequest, match="over 32 MiB"):
         read_file(SourceFile(tmp_path / "big.txt", "big.txt"))
+
+
+def test_a_front_matter_that_cannot_be_read_does_not_open_what_it_closes() -> None:
+    with pytest.raises(InvalidRequest, match="names `access` but is not YAML"):
+        parse("a.md", "---\ntitle: [x\naccess: hr\n---\ntext")
+    with pytest.raises(InvalidRequest, match="`access` has no value"):
+        parse("a.md", "---\naccess:\n---\ntext")

@@ -6,6 +6,7 @@ import json
 import signal
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from importlib.util import find_spec
@@ -121,14 +122,15 @@ def sync(
     if dry_run:
         _print_plan(run.plan(), as_json)
         return
-    watchers = _watchers(collection, health_file, metrics_port, metrics_host)
-    runner = Runner(run, watchers, Backoff(attempts))
-    if schedule is None:
-        runner.once()
-        _settle(run)
-        return
     late = duration("--jitter", jitter).total_seconds()
-    _until_stopped(lambda: runner.forever(schedule, late))
+    with ExitStack() as stack:
+        watchers = _watchers(collection, health_file, metrics_port, metrics_host, stack)
+        runner = Runner(run, watchers, Backoff(attempts))
+        if schedule is not None:
+            _until_stopped(lambda: runner.forever(schedule, late))
+        else:
+            runner.once()
+            _settle(run)
 
 
 def needs_sources_extra() -> None:
@@ -212,7 +214,7 @@ def _settle(run: _Run) -> None:
     assert done is not None
     if done.embedded or done.removed:
         time.sleep(commands.PICKED_UP_S)
-    if done.failures and not (done.added or done.changed or done.unchanged):
+    if done.failures and not (done.added or done.changed or done.removed or done.unchanged):
         raise typer.Exit(1)
 
 
@@ -230,7 +232,7 @@ def _schedule(every: str | None, cron: str | None) -> Schedule | None:
 
 
 def _watchers(
-    collection: str, health_file: Path | None, port: int | None, host: str
+    collection: str, health_file: Path | None, port: int | None, host: str, stack: ExitStack
 ) -> list[Watcher]:
     from tritonrag.monitoring import HealthFile, Metrics
     from tritonrag.scheduling import Watcher
@@ -250,7 +252,7 @@ def _watchers(
         watchers.append(HealthFile(health_file))
     if port is not None:
         metrics = Metrics(collection)
-        metrics.serve(host, port)
+        stack.enter_context(metrics.served(host, port))
         watchers.append(metrics)
     return watchers
 
