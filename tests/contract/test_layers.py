@@ -37,7 +37,6 @@ ONLY = {
     "typer": {"cli"},
     "psutil": {"server"},
     "fsspec": {"corpus"},
-    "s3fs": set(),
     "cronsim": {"scheduling"},
     "tenacity": {"scheduling"},
     "prometheus_client": {"monitoring"},
