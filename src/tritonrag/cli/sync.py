@@ -238,14 +238,17 @@ def _watchers(
     from tritonrag.scheduling import Watcher
 
     class Log(Watcher):
-        """Lines on stderr for what the reports do not say."""
+        """Says on stderr when the next attempt begins, and why if one has failed."""
+
+        reason = ""
 
         def failed(self, error: Exception) -> None:
             kind = "" if isinstance(error, TritonragError) else f"{type(error).__name__}: "
-            _say(f"{collection}: the run failed: {kind}{error}")
+            self.reason = f"the run failed: {kind}{error}; "
 
         def waiting(self, until: datetime) -> None:
-            _say(f"{collection}: the next run begins at {until:%Y-%m-%d %H:%M:%S %Z}")
+            _say(f"{collection}: {self.reason}the next one begins at {until:%Y-%m-%d %H:%M:%S %Z}")
+            self.reason = ""
 
     watchers: list[Watcher] = [Log()]
     if health_file is not None:
