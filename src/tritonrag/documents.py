@@ -30,7 +30,7 @@ PARSER_VERSION = 1
 
 
 class Reader(Protocol):
-    """Reads a file that is not on this machine; can be sent to another process."""
+    """Reads a file that is not on this machine."""
 
     def read(self, limit: int) -> bytes:
         """Return the file's first ``limit`` bytes.
@@ -49,7 +49,7 @@ class SourceFile:
     ``stamp`` changes whenever the file does, and is empty where nothing but its content tells;
     ``metadata`` is said of it from outside, in JSON values, and goes before what the file says of
     itself. A file that is not on this machine has a ``url`` and a ``reader``; its ``path`` is then
-    that within its store.
+    that within its store. Sent to another process it goes without the reader: it is read here.
     """
 
     path: Path
@@ -58,6 +58,10 @@ class SourceFile:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     url: str = ""
     reader: Reader | None = field(default=None, compare=False, repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the fields to pickle."""
+        return {**vars(self), "reader": None}
 
     @property
     def shown(self) -> str:

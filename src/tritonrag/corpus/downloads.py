@@ -7,7 +7,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from threading import Lock
-from typing import Any
 
 from tritonrag.documents import MAX_FILE_BYTES, Reader, SourceFile
 
@@ -73,11 +72,3 @@ class _AheadReader:
     def read(self, limit: int) -> bytes:
         download = self.downloads.take(self.source)
         return self.reader.read(limit) if download is None else download.result()[:limit]
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """In another process there is nothing to read ahead from: the plain reader goes there."""
-        return _itself, (self.reader,)
-
-
-def _itself(reader: Reader) -> Reader:
-    return reader
