@@ -94,6 +94,7 @@ def add(
     from tritonrag.corpus import find_files
     from tritonrag.index import layout
     from tritonrag.index.adding import Added, Adder
+    from tritonrag.index.syncing import changed_read_ahead, current_documents
 
     started = time.perf_counter()
     live = versions.live_version(repository, EMBED)
@@ -112,7 +113,9 @@ def add(
         with Client(url, protocol, EMBED_TIMEOUT_S) as client, indexing_progress() as listener:
             embedder = chosen_embedder(client, repository, version)
             adder = Adder(index_dir, manifest, embedder, chunker, listener, current)
-            done = adder.add(collection, files)
+            records = current_documents(index_dir, collection, manifest.sha256)
+            with changed_read_ahead(files, records, chunker.settings.recipe) as ahead:
+                done = adder.add(collection, ahead)
         if done.embedded or done.changed:
             time.sleep(PICKED_UP_S)
     done.failures[:0] = failures

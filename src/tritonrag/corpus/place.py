@@ -31,7 +31,7 @@ class Source:
         place = str(text)
         name, equals, rest = place.partition("=")
         if equals and rest and _NAME.fullmatch(name) and not os.path.lexists(place):
-            place = rest
+            place = os.path.expanduser(rest)  # Not every shell does that after an equals sign.
         else:
             name = ""
         if _PASSWORD.match(place):

@@ -5,7 +5,8 @@ What cannot be listed is never taken for deleted: such a run fails and changes n
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -54,16 +55,28 @@ def sync(
         TritonragError: what the adder raises, or Unavailable where a store stops answering; the
             collection is then as it was.
     """
-    known = {record.source: record for record in records}
-    wanted = {
-        file.source
-        for file in found.files
-        if file.source not in known or not stamp_unchanged(file, known[file.source], recipe)
-    }
-    with read_ahead(found.files, wanted) as files:
+    with changed_read_ahead(found.files, records, recipe) as files:
         done = adder.add(collection, files, complete_under="")
     done.failures[:0] = found.failures
     return done
+
+
+@contextmanager
+def changed_read_ahead(
+    files: list[SourceFile], records: Iterable[DocumentRecord], recipe: str
+) -> Iterator[list[SourceFile]]:
+    """Yield ``files``, of which those that a store says have changed are read before they are used.
+
+    ``records`` are the documents that there are, ``recipe`` says how documents are cut now.
+    """
+    known = {record.source: record for record in records}
+    changed = {
+        file.source
+        for file in files
+        if file.source not in known or not stamp_unchanged(file, known[file.source], recipe)
+    }
+    with read_ahead(files, changed) as ahead:
+        yield ahead
 
 
 def plan(collection: str, found: Found, records: Sequence[DocumentRecord], recipe: str) -> Plan:
