@@ -1,6 +1,7 @@
-"""Files and folders to documents: finds them, reads them, hands them to the parser of their kind.
+"""Files to documents: reads them, hands them to the parser of their kind.
 
-Every fault of a file is an error about that file alone, with its reason.
+Every fault of a file is an error about that file alone, with its reason. Where files come from is
+the matter of :mod:`tritonrag.corpus`.
 """
 
 from __future__ import annotations
@@ -8,24 +9,38 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from tritonrag.errors import InvalidRequest
-from tritonrag.formats import SUFFIXES, parse
+from tritonrag.formats import parse
 from tritonrag.formats.outline import Block, Outline
 from tritonrag.metadata import Metadata
 
 MAX_FILE_BYTES = 32 * 1024 * 1024
 """A larger file is refused: it is a data set rather than a document."""
 
+TOO_LARGE = f"over {MAX_FILE_BYTES >> 20} MiB; split it into smaller files"
+
 PARSER_VERSION = 2
 """Raised when the same file gives other blocks than before, so that it is indexed again."""
 
-
 _REASON_CHARS = 300
+
+
+class Reader(Protocol):
+    """Reads a file that is not on this machine."""
+
+    def read(self, limit: int) -> bytes:
+        """Return the file's first ``limit`` bytes.
+
+        Raises:
+            InvalidRequest: this file cannot be read.
+            Unavailable: no file of its source can be read now.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -33,13 +48,31 @@ class SourceFile:
     """A file to index; ``source`` is its name in citations, relative to the folder given.
 
     ``stamp`` changes whenever the file does, and is empty where nothing but its content tells;
-    ``metadata`` is said of it from outside and goes before what the file says of itself.
+    ``metadata`` is said of it from outside, in JSON values, and goes before what the file says of
+    itself. A file that is not on this machine has a ``url`` and a ``reader``; its ``path`` is then
+    that within its store. Sent to another process it goes without the reader: it is read here.
     """
 
     path: Path
     source: str
     stamp: str = ""
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    url: str = ""
+    reader: Reader | None = field(default=None, compare=False, repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the fields to pickle."""
+        return {**vars(self), "reader": None}
+
+    @property
+    def shown(self) -> str:
+        """Where it is, as the user wrote it."""
+        return self.url or str(self.path)
+
+    @property
+    def place(self) -> str:
+        """Where it is: its URL or absolute path."""
+        return self.url or os.path.abspath(self.path)
 
 
 @dataclass(frozen=True)
@@ -61,26 +94,6 @@ class Document:
     metadata: Metadata = field(default_factory=Metadata)
 
 
-def find_files(paths: Iterable[Path]) -> tuple[list[SourceFile], list[Failure]]:
-    """Return the files to index under ``paths``, sorted by source, and what cannot be.
-
-    A folder gives the files of known kinds below it, named relative to it; hidden ones and linked
-    folders are left out. A file stands for itself, under its own name.
-    """
-    found: dict[str, SourceFile] = {}
-    failures: list[Failure] = []
-    for path in paths:
-        for one in _candidates(path):
-            earlier = found.get(one.source) if isinstance(one, SourceFile) else None
-            if isinstance(one, Failure):
-                failures.append(one)
-            elif earlier is None:
-                found[one.source] = one
-            elif not earlier.path.samefile(one.path):
-                failures.append(_namesake(one, earlier))
-    return [found[source] for source in sorted(found)], failures
-
-
 def read_file(file: SourceFile) -> bytes:
     """Return the bytes of a file.
 
@@ -89,22 +102,17 @@ def read_file(file: SourceFile) -> bytes:
 
     Raises:
         InvalidRequest: it cannot be read, is too large, or its name is not UTF-8.
+        Unavailable: no file of its source can be read now.
     """
     try:
         file.source.encode()
-        about = file.path.stat()
-        if not stat.S_ISREG(about.st_mode):
-            raise InvalidRequest("cannot be read: not a regular file")
-        content = b""
-        if about.st_size <= MAX_FILE_BYTES:
-            with file.path.open("rb") as opened:
-                content = opened.read(MAX_FILE_BYTES + 1)
+        content = _read(file, MAX_FILE_BYTES + 1)
     except UnicodeEncodeError:
         raise InvalidRequest("its name is not UTF-8; rename it") from None
     except OSError as error:
         raise InvalidRequest(f"cannot be read: {error.strerror or error}") from error
-    if max(len(content), about.st_size) > MAX_FILE_BYTES:
-        raise InvalidRequest(f"over {MAX_FILE_BYTES >> 20} MiB; split it into smaller files")
+    if len(content) > MAX_FILE_BYTES:
+        raise InvalidRequest(TOO_LARGE)
     return content
 
 
@@ -123,7 +131,7 @@ def parse_document(file: SourceFile, content: bytes) -> Document:
     outline = _parsed(file.path.suffix.lower(), content)
     if not outline.blocks:
         raise InvalidRequest("holds no text")
-    metadata = Metadata.read({**outline.metadata, **file.metadata})
+    metadata = Metadata.joined(outline.metadata, file.metadata)
     title = str(file.metadata.get("title") or outline.title or file.path.stem)
     return Document(file.source, title, outline.text, outline.blocks, metadata)
 
@@ -133,39 +141,16 @@ def content_hash(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _candidates(path: Path) -> Iterator[SourceFile | Failure]:
-    if path.is_dir():
-        yield from _folder(path)
-    elif not path.exists():
-        yield Failure(str(path), "no such file or folder")
-    elif path.suffix.lower() not in SUFFIXES:
-        yield Failure(str(path), f"not a kind that can be indexed ({', '.join(SUFFIXES)})")
-    else:
-        yield SourceFile(path, path.name)
-
-
-def _folder(root: Path) -> Iterator[SourceFile | Failure]:
-    empty = True
-    unreadable: list[OSError] = []
-    for folder, folders, names in os.walk(root, onerror=unreadable.append):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            path = Path(folder, name)
-            if path.suffix.lower() in SUFFIXES and not name.startswith(".") and path.is_file():
-                empty = False
-                yield SourceFile(path, path.relative_to(root).as_posix())
-    for error in unreadable:
-        empty = False
-        yield Failure(str(error.filename), f"cannot be read: {error.strerror}")
-    if empty:
-        yield Failure(str(root), f"holds no file that can be indexed ({', '.join(SUFFIXES)})")
-
-
-def _namesake(file: SourceFile, earlier: SourceFile) -> Failure:
-    return Failure(
-        str(file.path),
-        f"has the same name {file.source!r} as {earlier.path}; index their common folder instead",
-    )
+def _read(file: SourceFile, limit: int) -> bytes:
+    if file.reader is not None:
+        return file.reader.read(limit)
+    about = file.path.stat()
+    if not stat.S_ISREG(about.st_mode):
+        raise InvalidRequest("cannot be read: not a regular file")
+    if about.st_size > MAX_FILE_BYTES:
+        raise InvalidRequest(TOO_LARGE)
+    with file.path.open("rb") as opened:
+        return opened.read(limit)
 
 
 def _parsed(suffix: str, content: bytes) -> Outline:

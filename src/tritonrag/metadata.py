@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import math
 import re
-import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from datetime import UTC, date, datetime
+from itertools import islice
+from reprlib import Repr
 from typing import Any
 
 from tritonrag.errors import InvalidRequest
@@ -21,11 +22,12 @@ Value = str | float | bool
 MAX_TAGS, MAX_TAG_CHARS = 256, 256
 MAX_FIELDS, MAX_VALUE_CHARS = 64, 4096
 
-_SHOWN_CHARS = 80
-_REPR = reprlib.Repr()
-_REPR.maxstring = _REPR.maxother = _REPR.maxlong = 2 * _SHOWN_CHARS
+MAX_TITLE_CHARS = 512
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
+_TAKEN = ("source", "path")
+"""Where a file lies, which nothing says but its place."""
+
 _RESERVED = frozenset({"source", "path", "title", "tags", "access", "created", "modified"})
 
 
@@ -53,11 +55,13 @@ class Metadata:
         """Return the metadata that a front matter, a sidecar file or flags give.
 
         ``tags`` and ``access`` are a text or a list of them, ``created`` and ``modified`` dates,
-        ``title`` is left to the document, and everything else becomes a field.
+        ``title`` is left to the document, and everything else becomes a field. ``access`` without
+        a value is refused: it would open to everyone what somebody meant to close.
 
         Raises:
             InvalidRequest: a value or a name is not of its kind; the message names it.
         """
+        _check_access(values)
         own = {name: values[name] for name in values if name not in _RESERVED}
         if len(own) > MAX_FIELDS:
             raise InvalidRequest(f"metadata: {len(own)} fields, at most {MAX_FIELDS} are kept")
@@ -68,6 +72,25 @@ class Metadata:
             modified=_moment("modified", values.get("modified")),
             fields={_name(name): _value(name, own[name]) for name in sorted(own, key=str)},
         )
+
+    @classmethod
+    def joined(cls, own: Mapping[str, Any], outside: Mapping[str, Any]) -> Metadata:
+        """Return the metadata of a document, from its own file and from outside.
+
+        What is said outside replaces the document's own of that name, ``access`` too; ``tags`` are
+        those of both. A front matter may hold what is meant for other programs: what cannot be
+        metadata is left out of it, but never ``access``.
+
+        Raises:
+            InvalidRequest: ``access`` is malformed, or anything said outside.
+        """
+        kept = {name: own[name] for name in own if name not in outside and _usable(name, own[name])}
+        room = max(0, MAX_FIELDS - len(outside))
+        spare = list(islice((name for name in kept if name not in _RESERVED), room, None))
+        values = {name: value for name, value in kept.items() if name not in spare} | dict(outside)
+        if "tags" in outside and _usable("tags", own.get("tags")):
+            values["tags"] = {*_labels("tags", own.get("tags")), *_labels("tags", outside["tags"])}
+        return cls.read(values)
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Metadata:
@@ -89,6 +112,56 @@ class Metadata:
         }
 
 
+def said_outside(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a sidecar file or flags say, checked, as JSON values under the same names.
+
+    Raises:
+        InvalidRequest: a value or a name is not of its kind; the message names it.
+    """
+    for name in _TAKEN:
+        if name in values:
+            raise InvalidRequest(f"metadata: `{name}` is where the file lies and cannot be set")
+    read = Metadata.read(values)
+    said: dict[str, Any] = dict(read.fields)
+    said |= {name: list(getattr(read, name)) for name in ("tags", "access") if name in values}
+    said |= {name: getattr(read, name) for name in ("created", "modified") if name in values}
+    if "title" in values:
+        said["title"] = _title(values["title"])
+    return said
+
+
+def _title(value: object) -> str:
+    title = " ".join(value.split()) if isinstance(value, str) else ""
+    if not 0 < len(title) <= MAX_TITLE_CHARS:
+        raise InvalidRequest(
+            f"metadata: `title` is {_shown(value)}, expected a text of 1 to {MAX_TITLE_CHARS} "
+            "characters"
+        )
+    return title
+
+
+def _check_access(values: Mapping[str, Any]) -> None:
+    for name in values:
+        if name != "access" and str(name).strip().lower() == "access":
+            raise InvalidRequest(f"metadata: {_shown(name)} is not a name; write `access`")
+    if "access" in values and values["access"] is None:
+        raise InvalidRequest(
+            "metadata: `access` has no value; name the groups that may read the document, or write "
+            "`access: []` for everyone"
+        )
+
+
+def _usable(name: object, value: object) -> bool:
+    """Tell whether a value of a front matter can be kept; ``access`` must be, or be an error."""
+    if str(name).strip().lower() == "access":
+        return True
+    try:
+        Metadata.read({name: value})  # type: ignore[dict-item]
+    except InvalidRequest:
+        return False
+    return True
+
+
 def _labels(name: str, value: object) -> tuple[str, ...]:
     if value is None:
         return ()
@@ -102,7 +175,7 @@ def _labels(name: str, value: object) -> tuple[str, ...]:
 
 
 def _label(name: str, value: object) -> str:
-    if isinstance(value, bool) or not isinstance(value, str | int):
+    if isinstance(value, bool) or not isinstance(value, str | int) or _huge(value):
         raise InvalidRequest(f"metadata: `{name}` holds {_shown(value)}, expected texts")
     label = str(value).strip()
     if not 0 < len(label) <= MAX_TAG_CHARS:
@@ -147,7 +220,7 @@ def _name(name: object) -> str:
 def _value(name: object, value: object) -> Value:
     if isinstance(value, date):
         return _moment(str(name), value)
-    finite = not isinstance(value, float) or math.isfinite(value)
+    finite = math.isfinite(value) if isinstance(value, float) else not _huge(value)
     if isinstance(value, str | int | float) and finite and len(str(value)) <= MAX_VALUE_CHARS:
         return value
     raise InvalidRequest(
@@ -156,6 +229,20 @@ def _value(name: object, value: object) -> Value:
     )
 
 
+def _huge(value: object) -> bool:
+    return isinstance(value, int) and value.bit_length() >= 64
+
+
+class _Beginning(Repr):
+    """Costs little even where YAML's aliases or digits make a value huge."""
+
+    def repr_int(self, x: int, level: int) -> str:
+        return "a huge number" if _huge(x) else repr(x)
+
+
+_BEGINNING = _Beginning()
+_BEGINNING.maxstring = _BEGINNING.maxother = 80
+
+
 def _shown(value: object) -> str:
-    """Return the start of a value's ``repr``, which of nested aliases would never end."""
-    return _REPR.repr(value)[:_SHOWN_CHARS]
+    return _BEGINNING.repr(value)[:80]

@@ -12,12 +12,12 @@ PACKAGE = Path(__file__).parents[2] / "src/tritonrag"
 
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"contract", "errors"}),
-    frozenset({"confinement", "limits", "metadata", "settings", "versions"}),
-    frozenset({"artifacts", "formats", "fusion", "llm_config", "overlap", "quoting"}),
+    frozenset({"confinement", "limits", "metadata", "scheduling", "settings", "versions"}),
+    frozenset({"artifacts", "formats", "fusion", "llm_config", "monitoring", "overlap", "quoting"}),
     frozenset(
         {"documents", "generation", "prompting", "rollout", "sources", "tokenizing", "units"}
     ),
-    frozenset({"chunking", "exporting", "reranking"}),
+    frozenset({"chunking", "corpus", "exporting", "reranking"}),
     frozenset({"parsing"}),
     frozenset({"index", "engines"}),
     frozenset({"backend", "client", "repository"}),
@@ -46,6 +46,10 @@ ONLY = {
     "markdown_it": {"formats"},
     "pptx": {"formats"},
     "pypdf": {"formats"},
+    "fsspec": {"corpus"},
+    "cronsim": {"scheduling"},
+    "tenacity": {"scheduling"},
+    "prometheus_client": {"monitoring"},
 }
 """Libraries that one part hides from the rest."""
 

@@ -15,7 +15,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from tritonrag.artifacts import EMBEDDER_DIR, EmbedderManifest
 from tritonrag.chunking import Chunker, ChunkSettings
-from tritonrag.documents import SourceFile, find_files
+from tritonrag.corpus import find_files
+from tritonrag.documents import SourceFile
 from tritonrag.index.adding import Added, Adder
 from tritonrag.index.snapshot import Floats
 from tritonrag.parsing import ParserPool

@@ -19,7 +19,7 @@ from pathlib import Path
 from index_samples import DIMENSION, HashEmbedder, manifest, tokenizer, write
 
 from tritonrag.chunking import Chunker, ChunkSettings
-from tritonrag.documents import find_files
+from tritonrag.corpus import find_files
 from tritonrag.index import Snapshot, adding, layout
 from tritonrag.index.ledger import LEDGER, Ledger
 from tritonrag.index.snapshot import Floats

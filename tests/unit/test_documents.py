@@ -8,7 +8,6 @@ from tritonrag.documents import (
     MAX_FILE_BYTES,
     Document,
     SourceFile,
-    find_files,
     parse_document,
     read_file,
 )
@@ -168,36 +167,6 @@ def test_offsets_survive_a_word_that_markup_hides() -> None:
     assert quoted(document, 1) == "A PEP is a plan."
 
 
-def test_folders_give_known_kinds_relative_to_them(tmp_path: Path) -> None:
-    for name in ("b.md", "sub/A.TXT", "sub/x.png", ".git/c.md", ".hidden.md"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text("text")
-    files, failures = find_files([tmp_path, tmp_path / "b.md"])
-    assert [file.source for file in files] == ["b.md", "sub/A.TXT"]
-    assert failures == []
-
-
-def test_what_cannot_be_found_is_named(tmp_path: Path) -> None:
-    empty = tmp_path / "empty"
-    empty.mkdir()
-    (tmp_path / "a.exe").write_text("x")
-    paths = [empty, tmp_path / "none.md", tmp_path / "a.exe"]
-    files, failures = find_files(paths)
-    assert files == []
-    assert [failure.name for failure in failures] == [str(path) for path in paths]
-    reasons = ["holds no file", "no such file", "not a kind"]
-    assert all(map(str.startswith, [failure.reason for failure in failures], reasons))
-
-
-def test_two_files_of_one_name_are_not_mixed_up(tmp_path: Path) -> None:
-    for folder in ("a", "b"):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "x.md").write_text(folder)
-    files, failures = find_files([tmp_path / "a", tmp_path / "b"])
-    assert [file.path for file in files] == [tmp_path / "a" / "x.md"]
-    assert "common folder" in failures[0].reason
-
-
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
@@ -231,3 +200,10 @@ def test_unreadable_files(tmp_path: Path) -> None:
         file.truncate(MAX_FILE_BYTES + 1)
     with pytest.raises(InvalidRequest, match="over 32 MiB"):
         read_file(SourceFile(tmp_path / "big.txt", "big.txt"))
+
+
+def test_a_front_matter_that_cannot_be_read_does_not_open_what_it_closes() -> None:
+    with pytest.raises(InvalidRequest, match="names `access` but is not YAML"):
+        parse("a.md", "---\ntitle: [x\naccess: hr\n---\ntext")
+    with pytest.raises(InvalidRequest, match="`access` has no value"):
+        parse("a.md", "---\naccess:\n---\ntext")

@@ -12,7 +12,8 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from tritonrag.chunking import Chunker, ChunkSettings, Passage
-from tritonrag.documents import SourceFile, find_files, parse_document, read_file
+from tritonrag.corpus import find_files
+from tritonrag.documents import SourceFile, parse_document, read_file
 from tritonrag.errors import InvalidRequest
 
 FILES = Path(__file__).parents[3] / "shared/data/files"
@@ -94,7 +95,7 @@ def squeezed(text: str) -> str:
 
 
 def test_no_file_is_forgotten() -> None:
-    files, _ = find_files([FILES])
+    files = find_files([FILES]).files
     assert {file.source for file in files} == PHRASES.keys() | REASONS.keys()
 
 

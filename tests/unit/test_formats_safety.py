@@ -124,7 +124,14 @@ def test_entities_that_grow_are_refused() -> None:
 def test_aliases_that_grow_cost_nothing(name: str) -> None:
     layers = "".join(f"l{n}: &l{n} [{f'*l{n - 1}, ' * 20}]\n" for n in range(1, 12))
     content = f"---\nl0: &l0 ha\n{layers}{name}: *l11\n---\n\nText."
-    with pytest.raises(InvalidRequest, match="metadata: "):
+    metadata = parsed("a.md", content.encode()).metadata
+    assert len(repr(metadata)) < 1000, "what a front matter cannot mean is left out"
+
+
+def test_access_that_grows_is_refused() -> None:
+    layers = "".join(f"l{n}: &l{n} [{f'*l{n - 1}, ' * 20}]\n" for n in range(1, 12))
+    content = f"---\nl0: &l0 ha\n{layers}access: *l11\n---\n\nText."
+    with pytest.raises(InvalidRequest, match="metadata: `access`"):
         parsed("a.md", content.encode())
 
 

@@ -14,7 +14,8 @@ import pytest
 from index_samples import HashEmbedder, manifest, tokenizer
 
 from tritonrag.chunking import Chunker, ChunkSettings
-from tritonrag.documents import SourceFile, content_hash, find_files
+from tritonrag.corpus import find_files
+from tritonrag.documents import SourceFile, content_hash
 from tritonrag.index import Snapshot, layout
 from tritonrag.index.adding import Added, Adder
 from tritonrag.parsing import Limits, ParserPool

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from index_samples import HashEmbedder, add, manifest, parsers, write
 
-from tritonrag.documents import SourceFile, find_files
+from tritonrag.corpus import find_files
+from tritonrag.documents import SourceFile
 from tritonrag.errors import Unavailable
 from tritonrag.index import Snapshot, adding, layout, store
 from tritonrag.index.adding import Added, Adder

@@ -246,9 +246,7 @@ def test_a_current_that_leads_nowhere_is_refused(
     assert len(retriever.search([query("a")])[0].passages) == 4
 
 
-def test_swaps_under_load_mix_no_snapshots(
-    retriever: Retriever, index: Path, tmp_path: Path
-) -> None:
+def test_swaps_under_load_mix_no_snapshots(retriever: Retriever, index: Path, docs: Path) -> None:
     stop, mixed, searches = threading.Event(), [], [0]
 
     def search() -> None:
@@ -259,16 +257,15 @@ def test_swaps_under_load_mix_no_snapshots(
             if len(versions) > 1:
                 mixed.append(versions)
 
-    folder = tmp_path / "versions"
-    write(folder, **{f"d{number}": "Version -1." for number in range(6)})
-    add(index, folder)
+    write(docs, **{f"d{number}": "Version -1." for number in range(6)})
+    add(index, docs)
     retriever.refresh()
     threads = [threading.Thread(target=search) for _ in range(2)]
     for thread in threads:
         thread.start()
     for version in range(4):
-        write(folder, **{f"d{number}": f"Version {version}." for number in range(6)})
-        made = add(index, folder).snapshot
+        write(docs, **{f"d{number}": f"Version {version}." for number in range(6)})
+        made = add(index, docs).snapshot
         until(lambda made=made: retriever.collections["default"].name == made)  # type: ignore[misc]
     stop.set()
     for thread in threads:

@@ -10,7 +10,7 @@ import pytest
 
 from tritonrag.errors import InvalidRequest
 from tritonrag.index.manifest import DocumentRecord
-from tritonrag.metadata import Metadata
+from tritonrag.metadata import Metadata, said_outside
 
 
 def test_front_matter_becomes_metadata() -> None:
@@ -65,3 +65,33 @@ def test_a_record_keeps_its_metadata() -> None:
 def test_a_record_of_an_older_format_has_none() -> None:
     line = {"source": "a.md", "title": "A", "sha256": "00", "recipe": "r", "passages": 2}
     assert DocumentRecord.from_json(json.dumps(line)).metadata == Metadata()
+
+
+def test_a_front_matter_may_hold_what_is_for_other_programs() -> None:
+    own = {"nav": {"order": 1}, "Review On": 1, "created": "soon", "version": 2, 7: 1, "n": 1 << 99}
+    assert Metadata.joined(own, {}) == Metadata(fields={"version": 2})
+    many = {f"f{number}": number for number in range(80)}
+    assert len(Metadata.joined(many, {"level": 1}).fields) == 64
+
+
+def test_what_is_said_outside_goes_before() -> None:
+    own = {"tags": "a", "access": "hr", "created": "2026-01-01", "level": 1, "title": "Own"}
+    outside = {"tags": ["b"], "access": [], "level": 2}
+    assert Metadata.joined(own, outside) == Metadata(("a", "b"), (), "2026-01-01", "", {"level": 2})
+
+
+@pytest.mark.parametrize(
+    "own", [{"access": None}, {"access": {"a": 1}}, {"access": [1.5]}, {"Access": "hr"}]
+)
+def test_access_is_understood_or_refused(own: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequest, match="access"):
+        Metadata.joined(own, {})
+
+
+def test_what_is_said_outside_is_json() -> None:
+    values = {"tags": "x", "access": [], "modified": date(2026, 3, 31), "on": date(2026, 4, 1)}
+    said = said_outside({**values, "title": " A  title "})
+    assert json.loads(json.dumps(said)) == {
+        "tags": ["x"], "access": [], "modified": "2026-03-31", "on": "2026-04-01",
+        "title": "A title",
+    }  # fmt: skip

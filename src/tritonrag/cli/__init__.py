@@ -8,6 +8,7 @@ import typer
 
 from tritonrag.cli import index, models, query, serving
 from tritonrag.cli.demo import demo
+from tritonrag.cli.sync import sync
 from tritonrag.errors import RequestError, TritonragError
 
 app = typer.Typer(
@@ -20,6 +21,7 @@ app = typer.Typer(
 serving.register(app)
 query.register(app)
 app.command()(demo)
+index.app.command()(sync)
 app.add_typer(index.app, name="index")
 app.add_typer(models.app, name="models")
 

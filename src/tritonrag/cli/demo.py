@@ -40,7 +40,7 @@ def demo(
     try:
         url = f"127.0.0.1:{running.ports.grpc}"
         print()
-        index.add([documents], url=url, index_dir=index_dir, repository=repository)
+        index.add([str(documents)], url=url, index_dir=index_dir, repository=repository)
         with Client(url) as client:
             _await_index(client)
             for question in QUESTIONS:

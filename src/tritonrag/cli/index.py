@@ -20,11 +20,22 @@ from rich.text import Text
 
 from tritonrag import versions
 from tritonrag.artifacts import EmbedderManifest
-from tritonrag.cli.options import INDEX, REPOSITORY, AsJson, IndexDir, Protocol, Url
+from tritonrag.cli.given import Access, Created, Fields, Tags, metadata
+from tritonrag.cli.options import (
+    INDEX,
+    REPOSITORY,
+    AsJson,
+    ChunkOverlap,
+    ChunkTokens,
+    Collection,
+    IndexDir,
+    Protocol,
+    Repository,
+    Url,
+)
 from tritonrag.client import Client
 from tritonrag.contract import DEFAULT_COLLECTION
 from tritonrag.errors import InvalidRequest, SetupError
-from tritonrag.settings import REPOSITORY_VARIABLE
 from tritonrag.versions import EMBED
 
 if TYPE_CHECKING:
@@ -39,20 +50,15 @@ sees it."""
 EMBED_TIMEOUT_S = 120.0
 app = typer.Typer(help="Index documents, and look at what is indexed.", no_args_is_help=True)
 
-Collection = Annotated[str, typer.Option(help="Collection to work on.")]
-Repository = Annotated[
-    Path,
-    typer.Option(envvar=REPOSITORY_VARIABLE, help="Model repository whose embedder is used."),
-]
-
 
 @app.command()
 def add(
     paths: Annotated[
-        list[Path] | None,
+        list[str] | None,
         typer.Argument(
-            help="Files, or folders of them: PDF, Word, PowerPoint, Excel, HTML, Markdown, "
-            "reStructuredText, text, CSV, JSON, EPUB, RTF, notebooks, mail and feeds; none, with "
+            help="Files, or folders of them, or s3:// URLs: PDF, Word, PowerPoint, Excel, HTML, "
+            "Markdown, reStructuredText, text, CSV, JSON, EPUB, RTF, notebooks, mail and feeds. "
+            "NAME=PATH puts NAME/ before the names of its documents. None, with "
             "--embedder-version, for those that the collection has.",
             show_default=False,
         ),
@@ -62,12 +68,12 @@ def add(
     protocol: Protocol = "grpc",
     index_dir: IndexDir = INDEX,
     repository: Repository = REPOSITORY,
-    chunk_tokens: Annotated[
-        int, typer.Option(help="Most tokens of a chunk, its headings included.")
-    ] = 128,
-    chunk_overlap: Annotated[
-        int, typer.Option(help="Most tokens that a chunk repeats of the one before.")
-    ] = 24,
+    chunk_tokens: ChunkTokens = 128,
+    chunk_overlap: ChunkOverlap = 24,
+    tag: Tags = None,
+    access: Access = None,
+    created: Created = None,
+    field: Fields = None,
     embedder_version: Annotated[
         int | None,
         typer.Option(
@@ -104,9 +110,10 @@ def add(
     needs_serve_extra()
     from tritonrag.chunking import Chunker, ChunkSettings
     from tritonrag.cli.progress import indexing_progress
-    from tritonrag.documents import find_files
+    from tritonrag.corpus import find_files
     from tritonrag.index import layout
     from tritonrag.index.adding import Added, Adder
+    from tritonrag.index.syncing import changed_read_ahead, current_documents
     from tritonrag.parsing import Limits, ParserPool
 
     started = time.perf_counter()
@@ -119,23 +126,25 @@ def add(
         raise layout.unknown_collection(collection, known)
     manifest = EmbedderManifest.load(repository, version)
     chunker = Chunker.of(repository, ChunkSettings(chunk_tokens, chunk_overlap), version)
-    files, failures = find_files(paths or [])
+    files, failures, *_ = find_files(paths or [], metadata(tag, access, created, field))
     done = Added(collection)
     if files or not paths:
         current = None if version == live else EmbedderManifest.load(repository)
         with (
-            _resumable(),
+            resumable(),
             Client(url, protocol, EMBED_TIMEOUT_S) as client,
             ParserPool(chunker, Limits(file_seconds, file_memory), workers) as parsers,
             indexing_progress() as listener,
         ):
-            embedder = _embedder(client, repository, version)
+            embedder = chosen_embedder(client, repository, version)
             adder = Adder(index_dir, manifest, embedder, parsers, listener, current)
-            done = adder.add(collection, files, retry_failed=retry_failed, wait=not no_wait)
+            records = current_documents(index_dir, collection, manifest.sha256)
+            with changed_read_ahead(files, records, chunker.settings.recipe) as ahead:
+                done = adder.add(collection, ahead, retry_failed=retry_failed, wait=not no_wait)
         if done.published:
             time.sleep(PICKED_UP_S)
     done.failures[:0] = failures
-    _print_added(done, time.perf_counter() - started, as_json, None if version == live else version)
+    print_added(done, time.perf_counter() - started, as_json, None if version == live else version)
     if paths and not (done.added or done.changed or done.unchanged):
         raise typer.Exit(1)
 
@@ -202,7 +211,7 @@ def rollback(
 
     embedder = _installed(repository)
     before = describe(index_dir, collection, embedder, verify=False).snapshot
-    with store.writing(index_dir, collection, lambda: _stderr().print(WAITING)) as folder:
+    with store.writing(index_dir, collection, lambda: stderr().print(WAITING)) as folder:
         manifest = store.roll_back(folder, to, embedder.sha256 if embedder else "")
     info = describe(index_dir, collection, embedder, verify=False)
     if as_json:
@@ -210,7 +219,7 @@ def rollback(
     else:
         print(f"{collection}: {manifest.snapshot} is live, {_counts(info)}; it was {before}")
         if info.refusal:
-            _stderr().print(Text(f"the server refuses it: {info.refusal}", style="yellow"))
+            stderr().print(Text(f"the server refuses it: {info.refusal}", style="yellow"))
 
 
 def needs_serve_extra() -> None:
@@ -234,7 +243,8 @@ def _installed(repository: Path) -> EmbedderManifest | None:
         return None
 
 
-def _stderr() -> Console:
+def stderr() -> Console:
+    """Return a console for what is not the result."""
     return Console(stderr=True, soft_wrap=True, highlight=False)
 
 
@@ -250,28 +260,29 @@ class _Version:
 
 
 @contextmanager
-def _resumable() -> Iterator[None]:
+def resumable() -> Iterator[None]:
     """Say after Ctrl-C that the run can be taken up."""
     try:
         yield
     except KeyboardInterrupt:
-        _stderr().print("interrupted; the same command goes on where this one was")
+        stderr().print("interrupted; the same command goes on where this one was")
         raise
 
 
-def _embedder(client: Client, repository: Path, version: int) -> Embedder:
+def chosen_embedder(client: Client, repository: Path, version: int) -> Embedder:
     """Return what embeds with ``version``: by its number where the server may have others."""
     alone = versions.installed(repository, EMBED) == [version]
     return client if alone else _Version(client, version)
 
 
-def _print_added(done: Added, seconds: float, as_json: bool, version: int | None) -> None:
+def print_added(done: Added, seconds: float, as_json: bool, version: int | None = None) -> None:
+    """Print what a run did; ``version`` is the embedder's where it is not the live one."""
     if as_json:
         failures = [asdict(failure) for failure in done.failures]
         print(_json({**asdict(done), "failures": failures, "seconds": round(seconds, 2)}))
         return
     for failure in done.failures:
-        _stderr().print(Text(f"not indexed: {_printable(failure.name)}: {failure.reason}"))
+        stderr().print(Text(f"not indexed: {printable(failure.name)}: {failure.reason}"))
     if done.embedder_changed:
         print("the embedder has changed: all passages were embedded again")
     if done.snapshot is None:
@@ -354,7 +365,7 @@ def _ago(seconds: float) -> str:
     return f"{max(seconds, 0):.0f} s"
 
 
-def _printable(name: str) -> str:
+def printable(name: str) -> str:
     """Return a file name on one line, whatever bytes it is made of."""
     return name if name.isprintable() else ascii(name)
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tritonrag.settings import INDEX_DIR_VARIABLE, URL_VARIABLE
+from tritonrag.settings import INDEX_DIR_VARIABLE, REPOSITORY_VARIABLE, URL_VARIABLE
 
 INDEX, REPOSITORY = Path("index"), Path("model_repository")
 
@@ -22,3 +22,12 @@ Url = Annotated[
 ]
 Protocol = Annotated[str, typer.Option(help="grpc or http.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Collection = Annotated[str, typer.Option(help="Collection to work on.")]
+Repository = Annotated[
+    Path,
+    typer.Option(envvar=REPOSITORY_VARIABLE, help="Model repository whose embedder is used."),
+]
+ChunkTokens = Annotated[int, typer.Option(help="Most tokens of a chunk, its headings included.")]
+ChunkOverlap = Annotated[
+    int, typer.Option(help="Most tokens that a chunk repeats of the one before.")
+]

@@ -128,9 +128,15 @@ def _inline_piece(token: Token) -> str:
     return token.content if token.type in ("text", "code_inline", "text_special") else ""
 
 
+_ACCESS = re.compile(r"^\W*access\W*:", re.IGNORECASE | re.MULTILINE)
+"""A line of a front matter that says who may read the document."""
+
+
 def _front_matter(text: str) -> Mapping[str, Any]:
     try:
         values = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError):
+    except (yaml.YAMLError, ValueError) as error:
+        if _ACCESS.search(text):
+            raise ValueError("its front matter names `access` but is not YAML") from error
         return {}
     return values if isinstance(values, dict) else {}

@@ -60,10 +60,11 @@ class Adder:
     ) -> Added:
         """Bring ``files`` into a collection; documents that it has besides them stay.
 
-        A file that fails is named in the report, and an earlier version of it stays; it is not
-        tried again as it is. If nothing changes, no snapshot is written. If the embedder has
-        changed, every passage of the collection is embedded again. An interrupted run loses little:
-        the next one takes over what it has embedded.
+        Without ``complete_under``, a file does not take the name of a document that came from
+        another file which is still there. A file that fails is named in the report, and an earlier
+        version of it stays; it is not tried again as it is. If nothing changes, no snapshot is
+        written. If the embedder has changed, every passage of the collection is embedded again. An
+        interrupted run loses little: the next one takes over what it has embedded.
 
         Args:
             collection: its name.

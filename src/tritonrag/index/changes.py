@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
 from tritonrag.chunking import Passage
 from tritonrag.documents import Failure, SourceFile, content_hash, read_file
 from tritonrag.errors import InvalidRequest
+from tritonrag.index.comparing import check_same_file, given_hash
 from tritonrag.index.ledger import Failed, Ledger
 from tritonrag.index.manifest import DocumentRecord
 from tritonrag.index.parts import Kept, Part, Staged, kept_parts
@@ -70,9 +69,11 @@ class Changes:
         self._recipe = parsers.chunker.settings.recipe
         self._report = report
         self._listener = listener
+        self._whole = False
 
     def remove_absent(self, files: list[SourceFile], under: str | None) -> None:
         """Remove the documents that are not among ``files``, where these are all there are."""
+        self._whole = under is not None
         if under is None:
             return
         there = {file.source for file in files}
@@ -123,7 +124,7 @@ class Changes:
             try:
                 job = self._job(file)
             except InvalidRequest as error:
-                self._report.failures.append(Failure(str(file.path), str(error)))
+                self._report.failures.append(Failure(file.shown, str(error)))
                 job = None
             if job:
                 yield job
@@ -131,6 +132,8 @@ class Changes:
                 self._finished(file.source)
 
     def _job(self, file: SourceFile) -> Job | None:
+        if not self._whole and file.source in self._parts:
+            check_same_file(file, self._parts[file.source].record)
         if self._settled(file):
             return None
         content = read_file(file)
@@ -172,14 +175,14 @@ class Changes:
             self._resume(_stamped(staged, file))
         elif failed and self._same(failed, file, sha256):
             reason = f"{failed.reason}; it failed earlier and has not changed"
-            self._report.failures.append(Failure(str(file.path), reason))
+            self._report.failures.append(Failure(file.shown, reason))
         else:
             return False
         return True
 
     def _same(self, known: DocumentRecord | Failed, file: SourceFile, sha256: str) -> bool:
         """Compare by content where it is known, or else by stamp."""
-        if (known.recipe, known.given) != (self._recipe, _given(file.metadata)):
+        if (known.recipe, known.given) != (self._recipe, given_hash(file)):
             return False
         return known.sha256 == sha256 if sha256 else known.stamp == file.stamp != ""
 
@@ -193,17 +196,18 @@ class Changes:
             len(made.lines),
             made.metadata,
             job.file.stamp,
-            _given(job.file.metadata),
+            job.file.place,
+            given_hash(job.file),
         )
         self._count(self._parts.pop(source, None))  # until it is embedded
         return Document(record, made.lines, made.texts, self._vectors_by_text(source))
 
     def _fail(self, job: Job, error: InvalidRequest) -> None:
         file = job.file
-        given = _given(file.metadata)
+        given = given_hash(file)
         failed = Failed(file.source, job.sha256, self._recipe, given, file.stamp, str(error))
         self._ledger.fail(failed)
-        self._report.failures.append(Failure(str(file.path), str(error)))
+        self._report.failures.append(Failure(file.shown, str(error)))
         self._finished(file.source)
 
     def _count(self, old: Part | None) -> None:
@@ -229,16 +233,8 @@ class Changes:
 
 def _alike(one: DocumentRecord, other: DocumentRecord) -> bool:
     """Return whether two records are of the same passages."""
-    return replace(one, stamp="") == replace(other, stamp="")
+    return replace(one, stamp="", path="") == replace(other, stamp="", path="")
 
 
 def _stamped(record: DocumentRecord, file: SourceFile) -> DocumentRecord:
-    return replace(record, stamp=file.stamp) if file.stamp else record
-
-
-def _given(metadata: Mapping[str, Any]) -> str:
-    """Return a hash of what is said of a file from outside; "" where nothing is."""
-    if not metadata:
-        return ""
-    said = repr(sorted(metadata.items(), key=repr))
-    return hashlib.sha256(said.encode(errors="surrogatepass")).hexdigest()
+    return replace(record, stamp=file.stamp, path=file.place)

@@ -52,8 +52,9 @@ class DocumentRecord:
 
     ``sha256`` is that of the file's bytes and ``recipe`` says how it was cut into ``passages``
     passages: if neither changed, indexing the file again would change nothing. ``stamp`` is what
-    its source said of the file then, without reading it; empty where it says nothing. ``given`` is
-    a hash of what was said of it from outside, likewise.
+    its source said of the file then, without reading it; empty where it says nothing. ``path`` is
+    where the file lies, a URL or an absolute path, and ``given`` the hash of the metadata that was
+    said of it from outside; both are empty in records of older releases.
     """
 
     source: str
@@ -63,6 +64,7 @@ class DocumentRecord:
     passages: int
     metadata: Metadata = field(default_factory=Metadata)
     stamp: str = ""
+    path: str = ""
     given: str = ""
 
     @classmethod

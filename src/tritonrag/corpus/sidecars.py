@@ -1,0 +1,110 @@
+"""Sidecar files: ``leave.md.meta.json`` or ``leave.md.meta.yaml`` says more of ``leave.md``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
+from typing import Any
+
+import yaml
+
+from tritonrag.corpus.place import Listing
+from tritonrag.documents import Failure, SourceFile, read_file
+from tritonrag.errors import InvalidRequest
+from tritonrag.formats import SUFFIXES
+from tritonrag.metadata import said_outside
+
+ENDINGS = (".meta.json", ".meta.yaml")
+MAX_SIDECAR_BYTES = 64 * 1024
+AT_A_TIME = 10
+"""Sidecars that are read at a time: they may be objects of a store."""
+
+
+@dataclass(frozen=True)
+class Refused:
+    """Stands for a file that is there but must not be indexed."""
+
+    reason: str
+
+    def read(self, limit: int) -> bytes:
+        """Raise InvalidRequest with the reason."""
+        raise InvalidRequest(self.reason)
+
+
+def of_known_kind(key: str) -> bool:
+    """Tell whether a file can be indexed, or is the sidecar of one."""
+    return is_sidecar(key) or PurePosixPath(key).suffix.lower() in SUFFIXES
+
+
+def is_sidecar(key: str) -> bool:
+    """Tell whether a file is a sidecar, by its name."""
+    return key.endswith(ENDINGS)
+
+
+def sidecar_names(name: str) -> list[str]:
+    """Return what the sidecar of a file may be called."""
+    return [name + ending for ending in ENDINGS]
+
+
+def with_sidecars(listing: Listing, given: Mapping[str, Any]) -> list[SourceFile]:
+    """Return the documents of a listing with what their sidecars and ``given`` say of them.
+
+    What a sidecar says replaces what is given for all; tags are those of both. A document whose
+    sidecar is malformed is refused when it is read, so that it keeps what it had. A sidecar without
+    its document is a failure: it may be misspelt, and hold what closes one.
+    """
+    sidecars = {file.source: file for file in listing.files if is_sidecar(file.source)}
+    documents = [file for file in listing.files if not is_sidecar(file.source)]
+    wanted = {name for file in documents for name in sidecar_names(file.source)}
+    for key in sorted(sidecars.keys() - wanted):
+        if _target(key) not in listing.keys:
+            reason = f"a sidecar of {_target(key)!r}, which is not there"
+            listing.failures.append(Failure(sidecars[key].shown, reason))
+    with ThreadPoolExecutor(AT_A_TIME, thread_name_prefix="sidecar") as pool:
+        return list(pool.map(lambda file: _described(file, sidecars, given), documents))
+
+
+def _target(key: str) -> str:
+    return key.removesuffix(ENDINGS[0]).removesuffix(ENDINGS[1])
+
+
+def _described(
+    file: SourceFile, sidecars: Mapping[str, SourceFile], given: Mapping[str, Any]
+) -> SourceFile:
+    own = [sidecars[name] for name in sidecar_names(file.source) if name in sidecars]
+    if not own:
+        return replace(file, metadata=given)
+    try:
+        return replace(file, metadata=_joined(_read(own), given))
+    except InvalidRequest as error:
+        names = " and ".join(PurePosixPath(each.source).name for each in own)
+        return replace(file, stamp="", reader=Refused(f"{names}: {error}"))
+
+
+def _read(sidecars: list[SourceFile]) -> dict[str, Any]:
+    if len(sidecars) > 1:
+        raise InvalidRequest("two sidecars of one file; remove one")
+    (sidecar,) = sidecars
+    content = read_file(sidecar)
+    if len(content) > MAX_SIDECAR_BYTES:
+        raise InvalidRequest(f"over {MAX_SIDECAR_BYTES >> 10} KiB")
+    try:
+        # JSON would be YAML too, but for tabs, and its errors are clearer as JSON's.
+        load = json.loads if sidecar.source.endswith(ENDINGS[0]) else yaml.safe_load
+        values = load(content.decode("utf-8-sig"))
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise InvalidRequest(f"cannot be read: {type(error).__name__}: {reason}") from error
+    if not isinstance(values, dict):
+        raise InvalidRequest("expected names and values, as in `tags: [travel]`")
+    return said_outside(values)
+
+
+def _joined(own: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    joined = {**given, **own}
+    if "tags" in joined:
+        joined["tags"] = sorted({*given.get("tags", ()), *own.get("tags", ())})
+    return joined
