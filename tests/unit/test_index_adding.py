@@ -7,9 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from index_samples import HashEmbedder, add, manifest, parsers, vector, write
+from index_samples import HashEmbedder, add, manifest, vector, write
 
-from tritonrag.corpus import find_files
 from tritonrag.errors import (
     InternalError,
     InvalidRequest,
@@ -19,7 +18,6 @@ from tritonrag.errors import (
     Unreachable,
 )
 from tritonrag.index import Snapshot, layout, store
-from tritonrag.index.adding import Adder
 from tritonrag.index.embedding import Embedder, embed_groups
 from tritonrag.index.manifest import EmbedderId
 from tritonrag.index.snapshot import Floats
@@ -306,41 +304,3 @@ def test_bad_embeddings_are_refused() -> None:
 
     with pytest.raises(InternalError, match="finite"):
         embed_all(Broken(), ["a"], 16)
-
-
-def test_a_name_is_not_taken_from_a_document_that_is_still_there(
-    docs: Path, index: Path, tmp_path: Path
-) -> None:
-    add(index, docs)
-    write(tmp_path / "other", leave="# Other\n\nSomething else.")
-    report = add(index, tmp_path / "other")
-    (failure,) = report.failures
-    assert failure.reason.startswith(
-        f"the collection has another document called 'leave.md', from {docs / 'leave.md'}; name"
-    )
-    assert live(index).documents[0].title == "Leave"
-    docs.rename(tmp_path / "moved")
-    assert add(index, tmp_path / "moved").unchanged == 2
-    assert live(index).documents[0].path == str(tmp_path / "moved" / "leave.md")
-
-
-def test_a_complete_set_removes_the_others_under_its_prefix(docs: Path, index: Path) -> None:
-    adder = Adder(index, manifest(), HashEmbedder(), parsers())
-    first = adder.add("default", find_files([docs, f"hr={docs}"]).files)
-    assert (first.added, first.removed) == (4, 0)
-    (docs / "pay.md").unlink()
-    second = adder.add("default", find_files([f"hr={docs}"]).files, complete_under="hr/")
-    assert (second.removed, second.unchanged, second.embedded) == (1, 1, 0)
-    assert [name for name, _ in sources(live(index))] == ["hr/leave.md", "leave.md", "pay.md"]
-
-
-def test_new_metadata_embeds_nothing_but_a_new_title_does(docs: Path, index: Path) -> None:
-    add(index, docs)
-    (docs / "pay.md.meta.json").write_text('{"tags": ["money"]}')
-    embedder = HashEmbedder()
-    report = add(index, docs, embedder)
-    assert (report.changed, report.embedded, embedder.texts) == (1, 0, [])
-    assert live(index).documents[1].metadata.tags == ("money",)
-    (docs / "pay.md.meta.json").write_text('{"title": "Wages"}')
-    assert add(index, docs, embedder).embedded == 1
-    assert embedder.texts == ["Wages\nMonthly."]

@@ -38,8 +38,9 @@ from tritonrag.errors import InvalidRequest, SetupError, TritonragError
 from tritonrag.versions import EMBED
 
 if TYPE_CHECKING:
-    from tritonrag.corpus import Source
+    from tritonrag.corpus import Found, Source
     from tritonrag.index.adding import Added
+    from tritonrag.index.manifest import DocumentRecord
     from tritonrag.index.syncing import Plan
     from tritonrag.scheduling import Counts, Schedule, Watcher
 
@@ -166,7 +167,6 @@ class _Run:
     def __call__(self) -> Counts:
         from tritonrag.chunking import Chunker, ChunkSettings
         from tritonrag.cli.progress import indexing_progress
-        from tritonrag.corpus import find_files
         from tritonrag.index import syncing
         from tritonrag.index.adding import Adder
         from tritonrag.parsing import ParserPool
@@ -175,9 +175,7 @@ class _Run:
         version = versions.live_version(self.repository, EMBED)
         manifest = EmbedderManifest.load(self.repository, version)
         chunker = Chunker.of(self.repository, ChunkSettings(*self.chunks), version)
-        records = syncing.current_documents(self.index_dir, self.collection, manifest.sha256)
-        found = find_files(self.sources, self.given)
-        syncing.check_listing(found, records, allow_empty=self.allow_empty)
+        found, records = self._listed(manifest)
         client = Client(self.url, self.protocol, commands.EMBED_TIMEOUT_S)
         with (
             commands.resumable(),
@@ -195,14 +193,19 @@ class _Run:
     def plan(self) -> Plan:
         """Return what a run would do."""
         from tritonrag.chunking import ChunkSettings
+        from tritonrag.index import syncing
+
+        found, records = self._listed(EmbedderManifest.load(self.repository))
+        return syncing.plan(self.collection, found, records, ChunkSettings(*self.chunks).recipe)
+
+    def _listed(self, manifest: EmbedderManifest) -> tuple[Found, list[DocumentRecord]]:
         from tritonrag.corpus import find_files
         from tritonrag.index import syncing
 
-        manifest = EmbedderManifest.load(self.repository)
         records = syncing.current_documents(self.index_dir, self.collection, manifest.sha256)
         found = find_files(self.sources, self.given)
         syncing.check_listing(found, records, allow_empty=self.allow_empty)
-        return syncing.plan(self.collection, found, records, ChunkSettings(*self.chunks).recipe)
+        return found, records
 
 
 def _counts(done: Added) -> Counts:
