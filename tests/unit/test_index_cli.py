@@ -102,6 +102,14 @@ def test_what_fails_is_named_and_the_rest_is_indexed(place: Path) -> None:
     assert "2 added, 0 changed, 0 removed, 0 unchanged, 2 failed" in result.stdout
 
 
+def test_files_of_unknown_kinds_are_named_or_counted(place: Path) -> None:
+    for number in range(12):
+        (place / "docs" / f"{number:02}.png").write_bytes(b"x")
+    said = add("docs").stderr
+    assert "not of a kind that can be indexed: docs/00.png, docs/01.png" in said
+    assert "docs/09.png and 2 more (.png 2)" in said
+
+
 def test_what_failed_is_tried_again_on_demand(place: Path) -> None:
     (place / "docs" / "bad.md").write_bytes(b"a\0b")
     add("docs")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -28,10 +29,15 @@ from tritonrag.cli.options import (
     ChunkOverlap,
     ChunkTokens,
     Collection,
+    FileMemory,
+    FileSeconds,
     IndexDir,
+    NoWait,
     Protocol,
     Repository,
+    RetryFailed,
     Url,
+    Workers,
 )
 from tritonrag.client import Client
 from tritonrag.contract import DEFAULT_COLLECTION
@@ -48,6 +54,9 @@ PICKED_UP_S = 1.0
 sees it."""
 
 EMBED_TIMEOUT_S = 120.0
+SHOWN_NAMES = 10
+"""Files of unknown kinds that are named; the others are counted. With --json all are named."""
+
 app = typer.Typer(help="Index documents, and look at what is indexed.", no_args_is_help=True)
 
 
@@ -82,22 +91,11 @@ def add(
             help="Index for this version of the embedder, before `tritonrag models promote`.",
         ),
     ] = None,
-    workers: Annotated[
-        int | None,
-        typer.Option(min=1, show_default="half of the cores", help="Processes that parse files."),
-    ] = None,
-    file_seconds: Annotated[
-        int, typer.Option(min=1, help="Most seconds that parsing one file may take.")
-    ] = 60,
-    file_memory: Annotated[
-        int, typer.Option(min=64, help="Most MiB of memory that parsing one file may take.")
-    ] = 1024,
-    retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Try unchanged files again that failed.")
-    ] = False,
-    no_wait: Annotated[
-        bool, typer.Option("--no-wait", help="End where another writer is at work.")
-    ] = False,
+    workers: Workers = None,
+    file_seconds: FileSeconds = 60,
+    file_memory: FileMemory = 1024,
+    retry_failed: RetryFailed = False,
+    no_wait: NoWait = False,
     as_json: AsJson = False,
 ) -> None:
     """Index files through the running server; what has not changed is not embedded again.
@@ -126,7 +124,8 @@ def add(
         raise layout.unknown_collection(collection, known)
     manifest = EmbedderManifest.load(repository, version)
     chunker = Chunker.of(repository, ChunkSettings(chunk_tokens, chunk_overlap), version)
-    files, failures, *_ = find_files(paths or [], metadata(tag, access, created, field))
+    found = find_files(paths or [], metadata(tag, access, created, field))
+    files = found.files
     done = Added(collection)
     if files or not paths:
         current = None if version == live else EmbedderManifest.load(repository)
@@ -143,7 +142,8 @@ def add(
                 done = adder.add(collection, ahead, retry_failed=retry_failed, wait=not no_wait)
         if done.published:
             time.sleep(PICKED_UP_S)
-    done.failures[:0] = failures
+    done.failures[:0] = found.failures
+    done.unknown = found.unknown
     print_added(done, time.perf_counter() - started, as_json, None if version == live else version)
     if paths and not (done.added or done.changed or done.unchanged):
         raise typer.Exit(1)
@@ -283,6 +283,8 @@ def print_added(done: Added, seconds: float, as_json: bool, version: int | None 
         return
     for failure in done.failures:
         stderr().print(Text(f"not indexed: {printable(failure.name)}: {failure.reason}"))
+    if done.unknown:
+        stderr().print(Text(f"not of a kind that can be indexed: {_some(done.unknown)}"))
     if done.embedder_changed:
         print("the embedder has changed: all passages were embedded again")
     if done.snapshot is None:
@@ -299,6 +301,17 @@ def print_added(done: Added, seconds: float, as_json: bool, version: int | None 
             + f"; snapshot {done.snapshot} is live"
             + (f" for version {version} of the embedder" if version else "")
         )
+
+
+def _some(names: list[str]) -> str:
+    """Return the first names of a list, and how many more there are of each suffix."""
+    shown, rest = names[:SHOWN_NAMES], names[SHOWN_NAMES:]
+    text = ", ".join(map(printable, shown))
+    if not rest:
+        return text
+    kinds = Counter(Path(name).suffix.lower() or "no suffix" for name in rest)
+    counts = ", ".join(f"{printable(kind)} {count}" for kind, count in kinds.most_common())
+    return f"{text} and {len(rest)} more ({counts})"
 
 
 def _facts(info: CollectionInfo) -> dict[str, Any]:

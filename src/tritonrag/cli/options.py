@@ -31,3 +31,17 @@ ChunkTokens = Annotated[int, typer.Option(help="Most tokens of a chunk, its head
 ChunkOverlap = Annotated[
     int, typer.Option(help="Most tokens that a chunk repeats of the one before.")
 ]
+Workers = Annotated[
+    int | None,
+    typer.Option(min=1, show_default="half of the cores", help="Processes that parse files."),
+]
+FileSeconds = Annotated[
+    int, typer.Option(min=1, help="Most seconds that parsing one file may take.")
+]
+FileMemory = Annotated[
+    int, typer.Option(min=64, help="Most MiB of memory that parsing one file may take.")
+]
+RetryFailed = Annotated[
+    bool, typer.Option("--retry-failed", help="Try unchanged files again that failed.")
+]
+NoWait = Annotated[bool, typer.Option("--no-wait", help="End where another writer is at work.")]

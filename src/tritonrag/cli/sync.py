@@ -27,10 +27,15 @@ from tritonrag.cli.options import (
     ChunkOverlap,
     ChunkTokens,
     Collection,
+    FileMemory,
+    FileSeconds,
     IndexDir,
+    NoWait,
     Protocol,
     Repository,
+    RetryFailed,
     Url,
+    Workers,
 )
 from tritonrag.client import Client
 from tritonrag.contract import DEFAULT_COLLECTION
@@ -66,6 +71,11 @@ def sync(
     access: Access = None,
     created: Created = None,
     field: Fields = None,
+    workers: Workers = None,
+    file_seconds: FileSeconds = 60,
+    file_memory: FileMemory = 1024,
+    retry_failed: RetryFailed = False,
+    no_wait: NoWait = False,
     allow_empty: Annotated[
         bool, typer.Option(help="Remove the documents of a source that has become empty.")
     ] = False,
@@ -117,6 +127,10 @@ def sync(
         url=url,
         protocol=protocol,
         chunks=(chunk_tokens, chunk_overlap),
+        parsing=(file_seconds, file_memory),
+        workers=workers,
+        retry_failed=retry_failed,
+        no_wait=no_wait,
         allow_empty=allow_empty,
         as_json=as_json,
     )
@@ -160,6 +174,10 @@ class _Run:
     url: str | None
     protocol: str
     chunks: tuple[int, int]
+    parsing: tuple[int, int]
+    workers: int | None
+    retry_failed: bool
+    no_wait: bool
     allow_empty: bool
     as_json: bool
     done: Added | None = None
@@ -169,7 +187,7 @@ class _Run:
         from tritonrag.cli.progress import indexing_progress
         from tritonrag.index import syncing
         from tritonrag.index.adding import Adder
-        from tritonrag.parsing import ParserPool
+        from tritonrag.parsing import Limits, ParserPool
 
         started = time.perf_counter()
         version = versions.live_version(self.repository, EMBED)
@@ -180,13 +198,16 @@ class _Run:
         with (
             commands.resumable(),
             client,
-            ParserPool(chunker) as parsers,
+            ParserPool(chunker, Limits(*self.parsing), self.workers) as parsers,
             indexing_progress() as listener,
         ):
             embedder = commands.chosen_embedder(client, self.repository, version)
             adder = Adder(self.index_dir, manifest, embedder, parsers, listener)
             recipe = chunker.settings.recipe
-            self.done = syncing.sync(adder, self.collection, found, records, recipe)
+            self.done = syncing.sync(
+                adder, self.collection, found, records, recipe,
+                retry_failed=self.retry_failed, wait=not self.no_wait,
+            )  # fmt: skip
         commands.print_added(self.done, time.perf_counter() - started, self.as_json)
         return _counts(self.done)
 

@@ -20,13 +20,15 @@ class Found(NamedTuple):
     """The files of some sources, sorted by ``source``, and what cannot be indexed.
 
     ``unlisted`` are the failures that leave unknown what else there is; they are in ``failures``
-    too. ``empty`` are the sources without a file.
+    too. ``empty`` are the sources without a file, ``unknown`` the files of kinds that cannot be
+    indexed, as ``source/key``.
     """
 
     files: list[SourceFile]
     failures: list[Failure]
     unlisted: list[Failure]
     empty: list[Source]
+    unknown: list[str]
 
 
 def find_files(
@@ -47,7 +49,7 @@ def find_files(
         Unavailable: a store does not answer.
     """
     said = said_outside(given or {})
-    found = Found([], [], [], [])
+    found = Found([], [], [], [], [])
     named: dict[str, SourceFile] = {}
     for each in sources:
         source = each if isinstance(each, Source) else Source.parse(each)
@@ -63,6 +65,8 @@ def find_files(
 def _report(source: Source, listing: Listing, files: list[SourceFile], found: Found) -> None:
     found.failures.extend([*listing.unlisted, *listing.failures])
     found.unlisted.extend(listing.unlisted)
+    unknown = sorted(listing.keys - {file.source for file in listing.files})
+    found.unknown.extend(f"{source.place.rstrip('/')}/{key}" for key in unknown)
     if not files:
         found.empty.append(source)
     if not files and not listing.unlisted and not listing.failures:

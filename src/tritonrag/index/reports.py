@@ -13,7 +13,8 @@ class Added:
 
     ``added``, ``changed``, ``unchanged`` and ``removed`` count documents. ``embedded`` counts
     passages, ``resumed`` those that an interrupted run had embedded; ``published`` tells that
-    there is a new snapshot, ``embedder_changed`` that all had to be embedded again.
+    there is a new snapshot, ``embedder_changed`` that all had to be embedded again. ``unknown`` are
+    the files of kinds that cannot be indexed.
     """
 
     collection: str
@@ -28,6 +29,7 @@ class Added:
     published: bool = False
     embedder_changed: bool = False
     failures: list[Failure] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
 
 
 class Listener:

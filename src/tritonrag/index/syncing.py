@@ -40,7 +40,14 @@ class Plan:
 
 
 def sync(
-    adder: Adder, collection: str, found: Found, records: Sequence[DocumentRecord], recipe: str
+    adder: Adder,
+    collection: str,
+    found: Found,
+    records: Sequence[DocumentRecord],
+    recipe: str,
+    *,
+    retry_failed: bool = False,
+    wait: bool = True,
 ) -> Added:
     """Make ``found`` the whole of a collection; the failures of the listing are in the report.
 
@@ -50,14 +57,17 @@ def sync(
         found: all files of all sources, checked by :func:`check_listing`.
         records: the collection's documents now; they only tell what to read ahead.
         recipe: how the adder cuts documents.
+        retry_failed: try files again that failed and have not changed.
+        wait: for another writer of the collection.
 
     Raises:
         TritonragError: what the adder raises, or Unavailable where a store stops answering; the
             collection is then as it was.
     """
     with changed_read_ahead(found.files, records, recipe) as files:
-        done = adder.add(collection, files, complete_under="")
+        done = adder.add(collection, files, complete_under="", retry_failed=retry_failed, wait=wait)
     done.failures[:0] = found.failures
+    done.unknown = found.unknown
     return done
 
 
