@@ -42,8 +42,10 @@ ONLY = {
     "docutils": {"formats"},
     "docx": {"formats"},
     "markdown_it": {"formats"},
+    "openpyxl": {"formats"},
     "pptx": {"formats"},
     "pypdf": {"formats"},
+    "xlrd": {"formats"},
 }
 """Libraries that one part hides from the rest."""
 
