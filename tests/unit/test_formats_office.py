@@ -161,14 +161,17 @@ def test_old_workbooks(monkeypatch: pytest.MonkeyPatch) -> None:
         Cell(xlrd.XL_CELL_BOOLEAN, 1),
         Cell(xlrd.XL_CELL_ERROR, 7),
     ]
-    no_date = [Cell(xlrd.XL_CELL_DATE, 1e12), Cell(xlrd.XL_CELL_TEXT, "x")]
+    no_date = [Cell(xlrd.XL_CELL_DATE, 1e10), Cell(xlrd.XL_CELL_TEXT, "x")]
     book = SimpleNamespace(
         sheets=lambda: [OldSheet(texts, values, no_date)], datemode=0, user_name="The desk"
     )
     monkeypatch.setattr(xlrd, "open_workbook", lambda **options: book)
     outline = xls.parse(b"")
     assert [(block.place, block.text) for block in outline.blocks] == [
-        ("sheet Rates", "City | From | Open | Sum\n2 | 2026-03-31 | True | #DIV/0!\n1000000000000 | x")
+        (
+            "sheet Rates",
+            "City | From | Open | Sum\n2 | 2026-03-31 | True | #DIV/0!\n10000000000 | x",
+        )
     ]
     assert outline.metadata == {"author": "The desk"}
 
