@@ -44,12 +44,14 @@ ONLY = {
     "docutils": {"formats"},
     "docx": {"formats"},
     "markdown_it": {"formats"},
+    "openpyxl": {"formats"},
     "pptx": {"formats"},
     "pypdf": {"formats"},
     "fsspec": {"corpus"},
     "cronsim": {"scheduling"},
     "tenacity": {"scheduling"},
     "prometheus_client": {"monitoring"},
+    "xlrd": {"formats"},
 }
 """Libraries that one part hides from the rest."""
 

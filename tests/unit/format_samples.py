@@ -49,7 +49,7 @@ def rezipped(content: bytes, changes: Mapping[str, str]) -> bytes:
 
 
 def pdf(
-    pages: Sequence[Sequence[str | tuple[str, int]]],
+    pages: Sequence[Sequence[str | tuple[str, int] | list[str]]],
     bookmarks: Sequence[tuple[str, int, int | None]] = (),
     about: Mapping[str, str] | None = None,
     user_password: str | None = None,
@@ -57,7 +57,7 @@ def pdf(
 ) -> bytes:
     """Return a PDF of lines in Helvetica, of 12 points unless told.
 
-    A bookmark is its title, page and parent's number.
+    A list is the cells of a row. A bookmark is its title, page and parent's number.
     """
     writer = PdfWriter()
     font = DictionaryObject(
@@ -71,10 +71,15 @@ def pdf(
         page = writer.add_blank_page(612, 792)
         fonts = DictionaryObject({NameObject("/F1"): font})
         page[NameObject("/Resources")] = DictionaryObject({NameObject("/Font"): fonts})
-        sized = (line if isinstance(line, tuple) else (line, 12) for line in lines)
-        shown = "".join(f"/F1 {size} Tf ({text}) Tj 0 -{size + 2} Td\n" for text, size in sized)
+        shown, y = "", 720
+        for line in lines:
+            text, size = line if isinstance(line, tuple) else (line, 12)
+            for at, cell in enumerate(text if isinstance(text, list) else [text]):
+                shown += f"q 1 0 0 1 {72 + 100 * at} {y} cm BT /F1 {size} Tf {size} TL "
+                shown += f"({cell}) Tj T* ET Q\n"
+            y -= size + 2
         stream = DecodedStreamObject()
-        stream.set_data(f"BT 72 720 Td\n{shown}ET".encode("latin-1"))
+        stream.set_data(shown.encode("latin-1"))
         page[NameObject("/Contents")] = stream
     made = []
     for title, page_number, parent in bookmarks:

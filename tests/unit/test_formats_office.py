@@ -2,18 +2,22 @@ from __future__ import annotations
 
 import io
 from datetime import date, datetime
+from types import SimpleNamespace
 
 import docx
 import pptx
 import pytest
+import xlrd
 import xlsxwriter
 from docx.enum.style import WD_STYLE_TYPE
 from format_samples import parsed, rows, zipped
 from pptx.chart.data import CategoryChartData
 from pptx.enum.chart import XL_CHART_TYPE
 from pptx.util import Inches
+from xlrd.sheet import Cell
 
 from tritonrag.errors import InvalidRequest
+from tritonrag.formats import xls
 
 
 def saved(document: object) -> bytes:
@@ -134,6 +138,51 @@ def test_sheets() -> None:
         ("sheet Budget", (), "text", "Notes"),
         ("sheet Rates", (), "table", "a | b"),
     ]
+
+
+class OldSheet:
+    """A sheet as xlrd gives it; nothing at hand writes the format."""
+
+    name = "Rates"
+
+    def __init__(self, *rows: list[Cell]) -> None:
+        self.rows = rows
+        self.nrows = len(rows)
+
+    def row(self, number: int) -> list[Cell]:
+        return self.rows[number]
+
+
+def test_old_workbooks(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [Cell(xlrd.XL_CELL_TEXT, text) for text in ("City", "From", "Open", "Sum")]
+    values = [
+        Cell(xlrd.XL_CELL_NUMBER, 2.0),
+        Cell(xlrd.XL_CELL_DATE, 46112.0),
+        Cell(xlrd.XL_CELL_BOOLEAN, 1),
+        Cell(xlrd.XL_CELL_ERROR, 7),
+    ]
+    no_date = [Cell(xlrd.XL_CELL_DATE, 1e10), Cell(xlrd.XL_CELL_TEXT, "x")]
+    book = SimpleNamespace(
+        sheets=lambda: [OldSheet(texts, values, no_date)], datemode=0, user_name="The desk"
+    )
+    monkeypatch.setattr(xlrd, "open_workbook", lambda **options: book)
+    outline = xls.parse(b"")
+    assert [(block.place, block.text) for block in outline.blocks] == [
+        (
+            "sheet Rates",
+            "City | From | Open | Sum\n2 | 2026-03-31 | True | #DIV/0!\n10000000000 | x",
+        )
+    ]
+    assert outline.metadata == {"author": "The desk"}
+
+
+def test_old_workbooks_with_a_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**options: object) -> None:
+        raise xlrd.XLRDError("Workbook is encrypted")
+
+    monkeypatch.setattr(xlrd, "open_workbook", refuse)
+    with pytest.raises(InvalidRequest, match="save it without a password"):
+        xls.parse(b"")
 
 
 def test_a_file_is_what_it_holds_whatever_its_name() -> None:

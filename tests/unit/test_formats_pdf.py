@@ -87,6 +87,22 @@ def test_larger_letters_are_headings_where_there_are_no_bookmarks() -> None:
     assert found[-1][3] == "Thank you"
 
 
+def test_cells_beside_each_other_are_rows_of_a_table() -> None:
+    lines: list[str | list[str]] = [
+        "Rates of the year.", ["City", "Nights", "Limit"], ["Bonn", "3", "120"],
+        ["Koeln", "2", "130"], "All in euros.", ["1.", "Ask first."],
+        ["Close by, it is", "one text."], ["Name:", "Bo"], ["City:", "Ulm"],
+    ]  # fmt: skip
+    document = parsed("a.pdf", pdf([lines]))
+    assert [row[2:] for row in rows(document)] == [
+        ("text", "Rates of the year."),
+        ("table", "City | Nights | Limit\nBonn | 3 | 120\nKoeln | 2 | 130"),
+        ("text", "All in euros.\n1. Ask first.\nClose by, it is one text."),
+        ("table", "Name: | Bo\nCity: | Ulm"),
+    ]
+    assert [block.header_rows for block in document.blocks] == [0, 1, 0, 0]
+
+
 def test_sizes_say_nothing_where_many_lines_are_large() -> None:
     content = pdf([["Small.", "Also small.", "And this one.", ("Large", 20), ("Larger", 22)]])
     assert {row[1] for row in rows(parsed("a.pdf", content))} == {()}

@@ -12,6 +12,7 @@ from pathlib import Path
 import docx
 import pptx
 import pytest
+import xlsxwriter
 from format_samples import parsed, pdf, rezipped, zipped
 from pypdf import PdfWriter
 from pypdf.actions import JavaScript
@@ -66,6 +67,22 @@ WORD = (
 )
 
 
+STRINGS = (
+    '<sst xmlns="http://schemas.openxmlformats.org/spreadsheetml/2006/main">'
+    "<si><t>Seen &e;</t></si></sst>"
+)
+
+
+def workbook(uri: str) -> bytes:
+    buffer = io.BytesIO()
+    book = xlsxwriter.Workbook(buffer, {"in_memory": True})
+    sheet = book.add_worksheet()
+    sheet.write_string(0, 0, "Seen")
+    sheet.write_formula(0, 1, f'=WEBSERVICE("{uri}")', value="Computed")
+    book.close()
+    return buffer.getvalue()
+
+
 def hostile(uri: str) -> dict[str, bytes]:
     """Return a document of each kind whose links and entities point to ``uri``."""
     entity = ENTITY.replace("{uri}", uri)
@@ -81,6 +98,7 @@ def hostile(uri: str) -> dict[str, bytes]:
     return {
         "a.docx": rezipped(bytes_of(docx.Document()), {"word/document.xml": word}),
         "a.epub": zipped(book),
+        "a.xlsx": workbook(uri),
         "a.html": html.encode(),
         "a.md": f"Seen ![x]({uri})\n\n<iframe src='{uri}'>".encode(),
         "a.rst": (
@@ -105,10 +123,12 @@ def test_links_and_entities_are_not_followed(name: str, secret: Path) -> None:
         assert SECRET not in document.text
 
 
-def test_entities_of_feeds_are_refused() -> None:
+def test_entities_of_feeds_and_workbooks_are_refused() -> None:
     content = ENTITY + "<rss><channel><title>&e;</title></channel></rss>"
     with pytest.raises(InvalidRequest, match="EntitiesForbidden"):
         parsed("a.xml", content.encode())
+    with pytest.raises(InvalidRequest, match="cannot be parsed"):
+        parsed("a.xlsx", rezipped(workbook(""), {"xl/sharedStrings.xml": ENTITY + STRINGS}))
 
 
 def test_entities_that_grow_are_refused() -> None:

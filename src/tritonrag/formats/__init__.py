@@ -31,9 +31,9 @@ _MODULES = {
     ".rtf": "rtf",
     ".tsv": "delimited",
     ".txt": "plain",
-    ".xls": "sheets",
-    ".xlsm": "sheets",
-    ".xlsx": "sheets",
+    ".xls": "xls",
+    ".xlsm": "xlsx",
+    ".xlsx": "xlsx",
     ".xml": "feeds",
 }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from xml.etree.ElementTree import Element
 
 from defusedxml.ElementTree import fromstring
@@ -54,11 +53,7 @@ def _first(parent: Element, names: tuple[str, ...]) -> str:
 
 
 def _text(element: Element) -> str:
-    return "".join(_texts(element)).strip()
-
-
-def _texts(element: Element) -> Iterator[str]:
-    return element.itertext()
+    return "".join(element.itertext()).strip()
 
 
 def _name(element: Element) -> str:

@@ -11,6 +11,7 @@ import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
 
 from pypdf import PageObject, PdfReader
 from pypdf.errors import PyPdfError
@@ -21,9 +22,11 @@ from tritonrag.formats.building import ExtractedBlocks
 from tritonrag.formats.outline import Outline
 from tritonrag.formats.properties import facts, telling
 from tritonrag.formats.typography import (
+    CELL_SEPARATOR,
     Heading,
     Line,
     headings_by_size,
+    with_rows,
     without_running_heads,
 )
 
@@ -35,6 +38,9 @@ _FULL_LINE = 0.7
 
 _SHORT_LINE = 24
 """A shorter one was meant to end there whatever the usual length: a form, not prose."""
+
+_FORM_CELLS = 2
+"""Rows of a label and a value have no header."""
 
 _USUAL = 0.8
 """So many of the lines of a page are no longer than the usual one."""
@@ -52,6 +58,11 @@ Bookmark = tuple[int, str]
 
 Matrix = Sequence[float]
 """``a b c d e f`` of a transformation in a PDF."""
+
+_Looks = tuple[float, float, float]
+"""Size, x and y in points."""
+
+_Letter = tuple[str, _Looks]
 
 
 def parse(content: bytes) -> Outline:
@@ -79,27 +90,35 @@ def parse(content: bytes) -> Outline:
 
 def _lines(page: PageObject) -> list[Line]:
     """Return the lines of a page in reading order."""
-    letters: list[tuple[str, float]] = []
+    letters: list[_Letter] = []
 
-    def visit(text: str, shift: Matrix, matrix: Matrix, font: object, size: float) -> None:
-        points = round(size * _scale(matrix) * _scale(shift), 1)
-        letters.extend((char, points) for char in text)
+    def visit(text: str, outer: Matrix, inner: Matrix, font: object, size: float) -> None:
+        looks = _looks(inner, outer, size)
+        letters.extend((char, looks) for char in text)
 
     page.extract_text(visitor_text=visit)
     ended = [at for at, (char, _) in enumerate(letters) if char == "\n"]
     starts = [0, *(at + 1 for at in ended)]
-    return [_line(letters[start:end]) for start, end in zip(starts, [*ended, None], strict=True)]
+    ends = [*ended, None]
+    return with_rows(_line(letters[start:end]) for start, end in zip(starts, ends, strict=True))
 
 
-def _line(letters: list[tuple[str, float]]) -> Line:
+def _line(letters: list[_Letter]) -> Line:
     text = "".join(char for char, _ in letters).translate(_REPAIRS)
-    sizes = Counter(size for char, size in letters if not char.isspace())
-    return Line(" ".join(text.split()), sizes.most_common(1)[0][0] if sizes else 0.0)
+    looks = [each for char, each in letters if not char.isspace()]
+    if not looks:
+        return Line("", 0.0)
+    size = Counter(size for size, _, _ in looks).most_common(1)[0][0]
+    return Line(" ".join(text.split()), size, *looks[0][1:])
 
 
-def _scale(matrix: Matrix) -> float:
-    """Return how much taller a transformation makes letters, turned ones included."""
-    return math.hypot(matrix[2], matrix[3])
+def _looks(inner: Matrix, outer: Matrix, size: float) -> _Looks:
+    """Return the size and the place of letters, whose place is unknown where they are turned."""
+    points = size * math.hypot(inner[2], inner[3]) * math.hypot(outer[2], outer[3])
+    x = inner[4] * outer[0] + inner[5] * outer[2] + outer[4]
+    y = inner[4] * outer[1] + inner[5] * outer[3] + outer[5]
+    turned = inner[1] or outer[1]
+    return round(points, 1), x, math.nan if turned else y
 
 
 def _bookmarks(reader: PdfReader) -> Mapping[int, list[Bookmark]]:
@@ -148,24 +167,36 @@ def _named(lines: list[Line], bookmarks: list[Bookmark]) -> Iterator[Heading]:
 
 def _names(line: str, title: str) -> bool:
     """Tell whether a line is the heading that a bookmark names, perhaps without its number."""
-    return re.fullmatch(_NUMBER + re.escape(title), line) is not None
+    text = line.replace(CELL_SEPARATOR, " ")
+    return re.fullmatch(_NUMBER + re.escape(title), text) is not None
 
 
 def _add_page(builder: ExtractedBlocks, lines: list[Line], headings: list[Heading]) -> None:
     begun = 0
-    texts = [line.text for line in lines]
     for heading in headings:
-        _add_lines(builder, texts[begun : heading.start])
+        _add_lines(builder, lines[begun : heading.start])
         builder.heading(heading.level, heading.text)
         begun = heading.end
-    _add_lines(builder, texts[begun:])
+    _add_lines(builder, lines[begun:])
 
 
-def _add_lines(builder: ExtractedBlocks, lines: list[str]) -> None:
-    """Add the paragraphs of a page, whose lines are joined where they were only wrapped."""
-    lengths = sorted(len(line) for line in lines if line)
+def _add_lines(builder: ExtractedBlocks, lines: list[Line]) -> None:
+    """Add the tables and the paragraphs of a part of a page."""
+    lengths = sorted(len(line.text) for line in lines if line.text)
     usual = lengths[int(_USUAL * (len(lengths) - 1))] if lengths else 0
     full = max(_SHORT_LINE, _FULL_LINE * usual)
+    for tabular, run in groupby(lines, key=lambda line: line.cells > 1):
+        rows = list(run)
+        texts = [row.text for row in rows]
+        if tabular and len(rows) > 1:
+            headed = rows[0].cells > _FORM_CELLS
+            builder.add("\n".join(texts), "table", header_rows=int(headed))
+        else:
+            _add_paragraphs(builder, texts, full)
+
+
+def _add_paragraphs(builder: ExtractedBlocks, lines: list[str], full: float) -> None:
+    """Add paragraphs, whose lines are joined where they were only wrapped."""
     pieces: list[str] = []
     for line in lines:
         if not line:

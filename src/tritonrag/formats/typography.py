@@ -1,4 +1,4 @@
-"""What the look of a PDF's lines tells: headings by the size of their letters, running heads.
+"""What the look of a PDF's lines tells: headings by their size, rows of tables, running heads.
 
 Knows nothing of PDF itself: a page is its lines.
 """
@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from math import nan
 
 _LARGER = 1.15
 """A heading's letters are at least so many times the size of those of the text."""
@@ -24,12 +25,31 @@ _LEAST_PAGES = 3
 _DIGITS = re.compile(r"\d+")
 
 
+CELL_SEPARATOR = " | "
+
+_SAME_BASELINE = 0.2
+"""How far apart, in sizes of their letters, the baselines of the cells of a row may be."""
+
+
+_LETTER_WIDTH = 0.5
+"""Of a usual letter, in sizes."""
+
+_MARKER = re.compile(r"\(?\w{1,3}[.)]|\.\d{1,3}|[\u2022\u00b7\u25aa\u2013*-]")
+
+
 @dataclass(frozen=True)
 class Line:
-    """A line of a page, and the size of most of its letters in points."""
+    """A line of a page, and how it looks.
+
+    ``size`` is that of most of its letters, ``x`` and ``y`` where its last cell begins, in points
+    from the lower left; ``y`` is not a number where the line does not run from left to right.
+    """
 
     text: str
     size: float
+    x: float = 0.0
+    y: float = nan
+    cells: int = 1
 
 
 @dataclass(frozen=True)
@@ -40,6 +60,21 @@ class Heading:
     end: int
     level: int
     text: str
+
+
+def with_rows(lines: Iterable[Line]) -> list[Line]:
+    """Return the lines with those joined that stand beside each other: cells of a table's row.
+
+    A number or a bullet is no cell.
+    """
+    joined: list[Line] = []
+    for line in lines:
+        above = joined[-1] if joined else None
+        if above and above.text and line.text and _beside(above, line):
+            joined[-1] = _continued(above, line) if _goes_on(above, line) else _row(above, line)
+        else:
+            joined.append(line)
+    return joined
 
 
 def headings_by_size(pages: Sequence[Sequence[Line]]) -> list[list[Heading]]:
@@ -78,6 +113,29 @@ def _headings(page: Sequence[Line], levels: dict[float, int]) -> Iterator[Headin
         if level and page[at].text and end - at <= _MAX_HEADING_LINES:
             yield Heading(at, end, level, " ".join(line.text for line in page[at:end]))
         at = max(end, at + 1)
+
+
+def _goes_on(left: Line, right: Line) -> bool:
+    """Tell whether two pieces are one text, as where the letters change, rather than two cells."""
+    cell = left.text.rpartition(CELL_SEPARATOR)[2]
+    if left.cells == 1 and _MARKER.fullmatch(cell):
+        return True
+    return right.x - (left.x + _LETTER_WIDTH * left.size * len(cell)) < left.size
+
+
+def _continued(left: Line, right: Line) -> Line:
+    return replace(left, text=f"{left.text} {right.text}")
+
+
+def _row(left: Line, right: Line) -> Line:
+    text = f"{left.text}{CELL_SEPARATOR}{right.text}"
+    return replace(left, text=text, x=right.x, cells=left.cells + 1)
+
+
+def _beside(left: Line, right: Line) -> bool:
+    smaller, larger = sorted((left.size, right.size))
+    near = abs(left.y - right.y) <= _SAME_BASELINE * larger
+    return near and right.x > left.x and larger < _LARGER * smaller
 
 
 def _is_large(line: Line, body: float) -> bool:
