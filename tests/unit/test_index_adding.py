@@ -17,7 +17,7 @@ from tritonrag.errors import (
     Unavailable,
     Unreachable,
 )
-from tritonrag.index import Snapshot, layout, store
+from tritonrag.index import Snapshot, embedding, layout, store
 from tritonrag.index.embedding import Embedder, embed_groups
 from tritonrag.index.manifest import EmbedderId
 from tritonrag.index.snapshot import Floats
@@ -273,7 +273,7 @@ def test_texts_of_like_length_share_a_batch() -> None:
 def test_a_busy_server_is_tried_again_but_an_absent_one_is_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("tritonrag.index.embedding.time.sleep", lambda seconds: None)
+    monkeypatch.setattr(embedding, "RETRY_SECONDS", (0.0, 0.0))
 
     class Busy(HashEmbedder):
         refusals: list[int]
@@ -292,6 +292,28 @@ def test_a_busy_server_is_tried_again_but_an_absent_one_is_not(
     absent.refusals, absent.error = [1], Unreachable
     with pytest.raises(Unreachable):
         embed_all(absent, ["a"], 16)
+
+
+def test_a_server_too_slow_for_many_calls_at_a_time_gets_fewer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(embedding, "RETRY_SECONDS", (0.01,) * 3)
+
+    class Slow(HashEmbedder):
+        at_work = threading.Semaphore(1)
+
+        def embed(self, texts: Sequence[str], role: str = "passage") -> Floats:
+            if not self.at_work.acquire(blocking=False):
+                raise Unavailable("request timeout expired")
+            try:
+                threading.Event().wait(0.005)
+                return super().embed(texts, role)
+            finally:
+                self.at_work.release()
+
+    texts = [str(number) for number in range(40)]
+    vectors = embed_all(Slow(), texts, 16, batch_texts=1)
+    assert np.array_equal(vectors, np.stack([vector(text) for text in texts]))
 
 
 def test_bad_embeddings_are_refused() -> None:

@@ -2,6 +2,7 @@
 
     index/<collection>/
       CURRENT                          name of the live snapshot, replaced by an atomic rename
+      ledger.sqlite3                   for the writer alone: not published yet, and what failed
       <snapshot>/manifest.json         what the snapshot is: SnapshotManifest
       <snapshot>/documents.jsonl       one document per line, in the order of its passages
       <snapshot>/passages.jsonl        one passage per line

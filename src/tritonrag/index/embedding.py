@@ -6,10 +6,10 @@ Knows neither the client nor the server: they come as an ``Embedder``.
 from __future__ import annotations
 
 import threading
-import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -21,7 +21,7 @@ from tritonrag.index.snapshot import Floats
 BATCH_TEXTS = 32
 IN_FLIGHT = 6
 GROUPS_AHEAD = 2
-RETRY_SECONDS = (0.2, 0.5, 1.0, 2.0, 4.0)
+RETRY_SECONDS = (0.2, 0.5, 1.0, 2.0, 4.0, 8.0)
 """Waits between attempts when the server is busy, or away for a moment."""
 
 Tag = TypeVar("Tag")
@@ -57,7 +57,7 @@ def embed_groups(
         dimension: the dimension expected.
         on_embedded: called after each batch with the number of its texts.
         batch_texts: texts per call.
-        in_flight: calls at a time.
+        in_flight: calls at a time, as long as the embedder is not too busy for so many.
 
     Raises:
         SetupError: the embedder has another dimension.
@@ -92,6 +92,7 @@ class _Calls:
         self._embedder, self._dimension, self._batch_texts = embedder, dimension, batch_texts
         self._on_embedded, self._lock = on_embedded, threading.Lock()
         self._threads = ThreadPoolExecutor(in_flight, thread_name_prefix="embed")
+        self._pace, self._ended = _Pace(in_flight), threading.Event()
         self._began = False
 
     def begin(self, texts: Sequence[str]) -> _Group:
@@ -107,6 +108,7 @@ class _Calls:
 
     def abandon(self) -> None:
         """Start nothing new; what is under way after Ctrl-C or an error ends with the client."""
+        self._ended.set()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _run(
@@ -117,11 +119,56 @@ class _Calls:
         *hopeless: type[Unavailable],
     ) -> None:
         asked = [texts[at] for at in batch]
-        found = _patiently(lambda: self._embedder.embed(asked, "passage"), hopeless)
+        found = self._patiently(lambda: self._embedder.embed(asked, "passage"), hopeless)
         _check(found, len(batch), self._dimension)
         vectors[batch] = found
         with self._lock:
             self._on_embedded(len(batch))
+
+    def _patiently(
+        self, call: Callable[[], Floats], hopeless: tuple[type[Unavailable], ...]
+    ) -> Floats:
+        for wait in RETRY_SECONDS:
+            try:
+                with self._pace.turn():
+                    return call()
+            except hopeless:
+                raise
+            except Unavailable:
+                if self._ended.wait(wait):
+                    raise
+        with self._pace.turn():
+            return call()
+
+
+class _Pace:
+    """How many calls may be under way: half as many after a refusal, slowly more after answers.
+
+    A slow embedder has less than the queue's time for several batches; one at a time it can do.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = self._limit = float(most)
+        self._calls = 0
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: self._calls + 1 <= self._limit)
+            self._calls += 1
+        answered = True
+        try:
+            yield
+        except Unavailable:
+            answered = False
+            raise
+        finally:
+            with self._changed:
+                self._calls -= 1
+                limit = self._limit + 0.1 if answered else self._limit / 2
+                self._limit = min(max(limit, 1.0), self._most)
+                self._changed.notify_all()
 
 
 @dataclass(frozen=True)
@@ -139,17 +186,6 @@ class _Group:
         for batch in self.batches:
             batch.result()
         return self.vectors
-
-
-def _patiently(call: Callable[[], Floats], hopeless: tuple[type[Unavailable], ...]) -> Floats:
-    for wait in RETRY_SECONDS:
-        try:
-            return call()
-        except hopeless:
-            raise
-        except Unavailable:
-            time.sleep(wait)
-    return call()
 
 
 def _check(vectors: Floats, count: int, dimension: int) -> None:
