@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,41 @@ def test_for_a_reranker_more_are_found(repository: Path, index_dir: Path) -> Non
     assert counts == [DEFAULT_RETRIEVE_K, 25, 7, "top_k: 0 is not in 1 to 100"]
 
 
+def test_documents_for_others_are_not_found(repository: Path, index_dir: Path) -> None:
+    write_snapshot(
+        index_dir, "default", [("a.md", ["zero"]), ("b.md", ["one"])], access={"a.md": ["hr"]}
+    )
+    with pb_fake.loaded("retrieve", repository) as served:
+        row = {"embedding": [UNIT[0]]}
+        answers = served.infer(
+            served.request(**row),
+            served.request(**row, groups=['["it"]']),
+            served.request(**row, groups=['["hr"]']),
+            served.request(embedding=[UNIT[0]] * 2, groups=['["hr"]', ""]),
+        )
+
+    assert [texts_of(answer) for answer in answers] == [
+        [["one"]], [["one"]], [["zero", "one"]], [["zero", "one"], ["one", ""]],
+    ]  # fmt: skip
+
+
+def test_a_collection_that_is_removed_fails_its_own_requests_only(
+    model: pb_fake.Served, index_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the check of a request and the search, another program may remove a collection."""
+    retriever = model.model._retriever
+    monkeypatch.setattr(retriever, "check", lambda query: None)
+    shutil.rmtree(index_dir / "other")
+    retriever.refresh()
+    gone = model.request(embedding=[UNIT[0]], collection=["other"])
+    good = model.request(embedding=[UNIT[0]], top_k=[1])
+
+    answers = model.infer(good, gone, good)
+
+    assert [answer.code for answer in answers] == ["", "NOT_FOUND", ""]
+    assert texts_of(answers[2]) == [["zero"]]
+
+
 def test_a_filter_narrows_the_search(model: pb_fake.Served) -> None:
     (answer,) = model.infer(model.request(embedding=[UNIT[0]], filter=['{"source": "b.md"}']))
 
@@ -99,6 +135,9 @@ def test_a_filter_narrows_the_search(model: pb_fake.Served) -> None:
         ({"filter": ["{"]}, "INVALID_ARG", "filter: not JSON"),
         ({"filter": ["[" * 9000]}, "INVALID_ARG", "filter: not JSON"),
         ({"filter": ['{"colour": "red"}']}, "INVALID_ARG", "unknown field 'colour'"),
+        ({"filter": ['{"source": {"$is": 1}}']}, "INVALID_ARG", "unknown operator '$is'"),
+        ({"groups": ["hr"]}, "INVALID_ARG", "groups: not JSON"),
+        ({"groups": [b"\xff"]}, "INVALID_ARG", "groups: is not UTF-8"),
         ({"embedding": [[1.0, 0.0]]}, "INVALID_ARG", "the index has vectors of [4]"),
         ({"embedding": [[np.nan] * 4]}, "INVALID_ARG", "not a finite number"),
     ],

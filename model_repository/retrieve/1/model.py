@@ -7,7 +7,8 @@
 | in  collection (optional) | STRING | [1]   |                                                     |
 | in  top_k (optional)      | INT32  | [1]   |                                                     |
 | in  retrieve_k (optional) | INT32  | [1]   | passages to find for a reranker; wins over top_k    |
-| in  filter (optional)     | STRING | [1]   | JSON object of field to value or list of values     |
+| in  filter (optional)     | STRING | [1]   | conditions on the documents, a JSON object          |
+| in  groups (optional)     | STRING | [1]   | the caller's groups, a JSON list of texts           |
 | out passages              | STRING | [-1]  | JSON objects, best first                            |
 | out scores                | FP32   | [-1]  | cosine similarity                                   |
 
