@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -184,3 +186,45 @@ def test_a_new_snapshot_goes_live_without_a_reload(model: pb_fake.Served, index_
     (answer,) = model.infer(model.request(embedding=[UNIT[0]]))
 
     assert texts_of(answer) == [["newer"]]
+
+
+def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def test_metrics_show_collections_and_searches(model: pb_fake.Served, index_dir: Path) -> None:
+    def reading(name: str) -> float | None:
+        found = pb_fake.metrics().get(name)
+        return found.reading if found else None
+
+    until(lambda: "tritonrag_search_batch_seconds" in pb_fake.metrics())
+    model.model._metrics._closed.wait = lambda seconds: time.sleep(0.01)  # no second between looks
+    model.infer(
+        model.request(embedding=[UNIT[0], UNIT[1]]),
+        model.request(embedding=[UNIT[0]], collection=["other"]),
+        model.request(embedding=[UNIT[0]], top_k=[0]),
+    )
+    until(lambda: reading("tritonrag_searches_total default") == 2)
+    assert reading("tritonrag_searches_total other") == 1
+    assert reading("tritonrag_index_passages default") == 3
+    assert reading("tritonrag_index_documents default") == 2
+    made = datetime(2026, 1, 1, tzinfo=UTC).timestamp()
+    assert reading("tritonrag_index_snapshot_created_seconds default") == made
+    assert reading("tritonrag_index_refused default") == 0
+    (took,) = pb_fake.metrics()["tritonrag_search_batch_seconds"].observed
+    assert 0 < took < 5
+
+    shutil.rmtree(index_dir / "other")
+    write_snapshot(
+        index_dir, "default", [("a.md", ["x"])], number=2,
+        served=dataclasses.replace(embedder(), model="elsewhere"),
+    )  # fmt: skip
+    model.model._retriever.refresh()
+    until(lambda: reading("tritonrag_index_refused default") == 1)
+    assert reading("tritonrag_index_passages default") == 3
+    assert not [name for name in pb_fake.metrics() if name.endswith(" other")]
+    model.model._metrics.close()
+    assert pb_fake.metrics() == {}

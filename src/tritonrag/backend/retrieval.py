@@ -42,7 +42,7 @@ def read_queries(request: Any, least: int = 0) -> list[Query]:
 
 def search_all(
     retriever: Retriever, batch: Sequence[list[Query]]
-) -> Sequence[list[Result] | TritonragError]:
+) -> list[list[Result] | Exception]:
     """Search the queries of all requests at once; the results are grouped by request again.
 
     A collection may be removed after its queries were checked: then they fail, and no others.
@@ -54,7 +54,7 @@ def search_all(
     return [[next(results) for _ in queries] for queries in batch]
 
 
-def _alone(retriever: Retriever, queries: list[Query]) -> list[Result] | TritonragError:
+def _alone(retriever: Retriever, queries: list[Query]) -> list[Result] | Exception:
     try:
         return retriever.search(queries)
     except TritonragError as error:
