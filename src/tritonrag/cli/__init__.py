@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from tritonrag.cli import index, models, query, serving
+from tritonrag.cli import collections, index, models, query, serving
 from tritonrag.cli.demo import demo
 from tritonrag.errors import RequestError, TritonragError
 
@@ -20,6 +20,7 @@ app = typer.Typer(
 serving.register(app)
 query.register(app)
 app.command()(demo)
+collections.register(index.app)
 app.add_typer(index.app, name="index")
 app.add_typer(models.app, name="models")
 
