@@ -196,6 +196,7 @@ def test_swaps_under_load_fail_nothing_mix_nothing_and_keep_no_memory(
     try:
         for number in range(2):
             swap(number)
+        time.sleep(1.5)  # the snapshots before are gone by then
         level = retrieve.memory_info().rss
         for number in range(2, 12):
             swap(number)
@@ -206,4 +207,4 @@ def test_swaps_under_load_fail_nothing_mix_nothing_and_keep_no_memory(
     assert failures == []
     assert [each for each in seen if len(each) != 1] == []
     assert len({text for each in seen for text in each}) >= 12
-    assert retrieve.memory_info().rss - level < 1.5 * vectors.nbytes
+    until(lambda: retrieve.memory_info().rss - level < vectors.nbytes / 2)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -170,6 +171,20 @@ def test_a_new_snapshot_goes_live_and_rollback_too(
         roll_back(folder)
     until(lambda: retriever.collections["default"].name == old)
     assert len(log) == 3
+
+
+def test_the_memory_of_a_replaced_snapshot_is_given_back(
+    retriever: Retriever, index: Path, docs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    retriever.close()
+    old = weakref.ref(retriever.collections["default"])
+    freed: list[bool] = []
+    monkeypatch.setattr("tritonrag.index.retriever.trim", lambda: freed.append(old() is None))
+    write(docs, d9="New.")
+    add(index, docs)
+    for _ in range(3):
+        retriever.refresh()
+    assert freed == [True]
 
 
 def test_a_new_collection_appears(retriever: Retriever, index: Path, docs: Path) -> None:
