@@ -207,4 +207,5 @@ def test_swaps_under_load_fail_nothing_mix_nothing_and_keep_no_memory(
     assert failures == []
     assert [each for each in seen if len(each) != 1] == []
     assert len({text for each in seen for text in each}) >= 12
+
     until(lambda: retrieve.memory_info().rss - level < vectors.nbytes / 2)

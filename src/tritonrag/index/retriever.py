@@ -21,7 +21,7 @@ from tritonrag.index import layout
 from tritonrag.index.columns import Groups
 from tritonrag.index.filters import Filter
 from tritonrag.index.manifest import EmbedderId
-from tritonrag.index.memory import trim
+from tritonrag.index.memory import return_large_blocks
 from tritonrag.index.snapshot import EVERYONE, Floats, Ids, Snapshot
 from tritonrag.limits import check_count
 
@@ -99,6 +99,7 @@ class Retriever:
             faiss_threads: OpenMP threads of one FAISS call.
             poll_seconds: how often ``CURRENT`` is looked at.
         """
+        return_large_blocks()
         self._index_dir = index_dir
         self._embedder = EmbedderId.of(embedder)
         self._dimension = embedder.dimension
@@ -106,7 +107,6 @@ class Retriever:
         self._faiss_threads = faiss_threads
         self._live: Mapping[str, _Live] = {}
         self._refresh_lock = threading.Lock()
-        self._replaced = False
         self._closed = threading.Event()
         self.refresh()
         self._watcher = threading.Thread(
@@ -186,13 +186,8 @@ class Retriever:
     def refresh(self) -> None:
         """Look at every ``CURRENT`` now, and load what has changed."""
         with self._refresh_lock:
-            if self._replaced:  # at the look before, so that no search holds it any more
-                trim()
-            before = self.collections
             names = layout.collections(self._index_dir)
             self._live = {name: self._looked_at(name) for name in names}
-            after = self.collections
-            self._replaced = any(after.get(name) is not old for name, old in before.items())
 
     def _watch(self, seconds: float) -> None:
         while not self._closed.wait(seconds):
