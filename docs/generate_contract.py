@@ -33,6 +33,16 @@ LIMITS = (
     ("max_tokens", "1 to the LLM's context"),
     ("temperature", f"0 to {contract.MAX_TEMPERATURE:g}"),
     ("stop", f"{contract.MAX_STOP_STRINGS} strings of 1 to {contract.MAX_STOP_BYTES} bytes"),
+    (
+        "filter",
+        f"{contract.MAX_FILTER_BYTES} bytes of JSON, {contract.MAX_FILTER_CONDITIONS} conditions, "
+        f"{contract.MAX_FILTER_VALUES} values in each, {contract.MAX_FILTER_DEPTH} levels",
+    ),
+    (
+        "groups",
+        f"{contract.MAX_GROUPS} of 1 to {contract.MAX_GROUP_CHARS} characters, "
+        f"{contract.MAX_GROUPS_BYTES} bytes of JSON",
+    ),
     ("collection", f"`{contract.COLLECTION_PATTERN}`"),
     ("batch of a stateless model", str(contract.MAX_BATCH_SIZE)),
 )

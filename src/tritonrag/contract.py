@@ -44,6 +44,15 @@ MAX_TEMPERATURE = 2.0
 MAX_STOP_STRINGS, MAX_STOP_BYTES = 8, 256
 """Stop strings per request, and bytes of UTF-8 in each."""
 
+MAX_FILTER_BYTES, MAX_FILTER_VALUES = 16 * 1024, 256
+"""Longest filter, in bytes of JSON, and most values of one of its conditions."""
+
+MAX_FILTER_CONDITIONS, MAX_FILTER_DEPTH = 64, 8
+"""Most conditions of a filter, and how deep `$and`, `$or` and `$not` may be nested."""
+
+MAX_GROUPS, MAX_GROUP_CHARS, MAX_GROUPS_BYTES = 1024, 256, 64 * 1024
+"""Most groups that a caller may be in, characters of each, and bytes of JSON of all."""
+
 DEFAULT_COLLECTION = "default"
 """Collection searched when the caller names none."""
 
@@ -117,8 +126,16 @@ RETRIEVE_K = TensorSpec(
 )  # fmt: skip
 FILTER = TensorSpec(
     "filter", "STRING", (1,),
-    'JSON object of field to value or list of values, e.g. `{"source": "leave.md"}`; '
-    "fields `source` and `title`", True,
+    'conditions on the documents, a JSON object such as `{"source": {"$prefix": "hr/"}, '
+    '"tags": ["leave", "pay"]}`; fields `source`, `title`, `tags`, `created`, `modified` and those '
+    "of the documents' own metadata; operators `$eq`, `$ne`, `$in`, `$nin`, `$gt`, `$gte`, `$lt`, "
+    "`$lte`, `$prefix`; joined by `$and`, `$or`, `$not`", True,
+)  # fmt: skip
+GROUPS = TensorSpec(
+    "groups", "STRING", (1,),
+    'the groups that the caller belongs to, a JSON list such as `["staff"]`: documents with access '
+    "tags are found by callers in one of them only, the others by everyone (default: none). For "
+    "the gateway to set, from who the caller is: the server believes it", True,
 )  # fmt: skip
 PASSAGES = TensorSpec(
     "passages", "STRING", (-1,),
@@ -183,8 +200,8 @@ USAGE = TensorSpec(
     "`time_to_first_token_ms`, `total_ms`; before that empty",
 )  # fmt: skip
 
-_SEARCH_OPTIONS = (COLLECTION, TOP_K, FILTER)
-_RERANKED_SEARCH_OPTIONS = (COLLECTION, TOP_K, RETRIEVE_K, FILTER)
+_SEARCH_OPTIONS = (COLLECTION, TOP_K, FILTER, GROUPS)
+_RERANKED_SEARCH_OPTIONS = (COLLECTION, TOP_K, RETRIEVE_K, FILTER, GROUPS)
 _SAMPLING = (MAX_TOKENS, TEMPERATURE, TOP_P, TOP_K_SAMPLING, SEED, STOP, GROUNDING)
 _STREAM = (ANSWER, FIRST_CITATIONS, FINISH_REASON, USAGE)
 

@@ -19,6 +19,12 @@ from tritonrag.errors import SetupError
 INDEX_DIR_VARIABLE = "TRITONRAG_INDEX_DIR"
 """Folder of the index, one sub-folder per collection."""
 
+KEEP_VARIABLE = "TRITONRAG_KEEP_SNAPSHOTS"
+"""How many snapshots of a collection are kept; the live ones are in any case."""
+
+KEPT_SNAPSHOTS = 5
+"""How many, unless the variable says."""
+
 REPOSITORY_VARIABLE = "TRITONRAG_REPOSITORY"
 """Model repository that the command line works on."""
 
@@ -89,6 +95,15 @@ class IndexSettings:
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> IndexSettings:
         """Read ``TRITONRAG_INDEX_DIR`` (default ``index`` in the working directory)."""
         return cls(Path(environment.get(INDEX_DIR_VARIABLE) or "index"))
+
+
+def kept_snapshots(environment: Mapping[str, str] = os.environ) -> int:
+    """Return how many snapshots of a collection are kept.
+
+    Raises:
+        SetupError: the variable is not a number from 1 to 1000.
+    """
+    return int(_number(environment, KEEP_VARIABLE, KEPT_SNAPSHOTS, 1, 1000))
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,10 @@ import enum
 import importlib.util
 import itertools
 import json
+import re
 import sys
+import threading
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -206,8 +209,90 @@ class Logger:
         cls._write("error", message)
 
 
+class MetricFamily:
+    """Custom metrics. What the release refuses may end the whole server, and so may two threads."""
+
+    class Kind(enum.Enum):
+        COUNTER, GAUGE, HISTOGRAM = range(3)
+
+    COUNTER, GAUGE, HISTOGRAM = Kind
+    alive: weakref.WeakSet[MetricFamily] = weakref.WeakSet()
+    _thread: int | None = None
+
+    def __init__(self, name: str, description: str, kind: Kind) -> None:
+        if not isinstance(name, str) or not isinstance(description, str):
+            raise TypeError("__init__(): incompatible constructor arguments")
+        if not isinstance(kind, MetricFamily.Kind):
+            raise TypeError("__init__(): incompatible constructor arguments")
+        assert re.fullmatch(r"[a-z_]+", name), f"{name}: not a metric's name"
+        others = {each.kind for each in MetricFamily.alive if each.name == name}
+        assert others <= {kind}, f"{name} is of another kind already"
+        _one_thread()
+        self.name, self.kind = name, kind
+        self.metrics: list[Metric] = []
+        MetricFamily.alive.add(self)
+
+    def Metric(  # noqa: N802 - Triton's own name
+        self, labels: dict[str, str], buckets: list[float] | None = None
+    ) -> Metric:
+        _one_thread()
+        if not isinstance(labels, dict):
+            raise TritonModelException("Failed to create metric. Labels must be a dictionary.")
+        assert all(isinstance(each, str) for pair in labels.items() for each in pair)
+        if (buckets is None) == (self.kind is MetricFamily.HISTOGRAM):
+            raise TritonModelException("Failed to create metric. Buckets are for histograms.")
+        if not isinstance(buckets, list | None):
+            raise TritonModelException("Failed to create metric. Buckets must be a list.")
+        assert buckets is None or buckets == sorted(set(buckets)), "buckets are not in order"
+        made = Metric(self.kind, self.name, labels)
+        self.metrics.append(made)
+        return made
+
+
+class Metric:
+    """One metric of a family; a histogram keeps what it observed."""
+
+    def __init__(self, kind: MetricFamily.Kind, name: str, labels: dict[str, str]) -> None:
+        self._kind, self.name, self.labels = kind, name, labels
+        self.reading = 0.0
+        self.observed: list[float] = []
+
+    def increment(self, value: float) -> None:
+        self._changed(value, MetricFamily.COUNTER, MetricFamily.GAUGE)
+        assert self._kind is MetricFamily.GAUGE or value >= 0, f"{self.name}: counts up only"
+        self.reading += value
+
+    def set(self, value: float) -> None:
+        self._changed(value, MetricFamily.GAUGE)
+        self.reading = value
+
+    def observe(self, value: float) -> None:
+        self._changed(value, MetricFamily.HISTOGRAM)
+        self.observed.append(value)
+
+    def _changed(self, value: float, *kinds: MetricFamily.Kind) -> None:
+        if not isinstance(value, float | int):
+            raise TypeError("incompatible function arguments")
+        assert self._kind in kinds, f"{self.name}: a {self._kind.name} does not do that"
+        _one_thread()
+
+
+def _one_thread() -> None:
+    own = threading.get_ident()
+    assert MetricFamily._thread in (None, own), "the real one does not bear a second thread"
+    MetricFamily._thread = own
+
+
+def metrics() -> dict[str, Metric]:
+    """Return the metrics that a scrape would show, by name and collection."""
+    found = [each for family in MetricFamily.alive for each in family.metrics]
+    return {" ".join((each.name, each.labels.get("collection", ""))).strip(): each
+            for each in found}  # fmt: skip
+
+
 _LATER = (
-    Tensor, TritonError, TritonModelException, InferenceRequest, InferenceResponse, Logger
+    Tensor, TritonError, TritonModelException, InferenceRequest, InferenceResponse, Logger,
+    MetricFamily,
 )  # fmt: skip
 
 
@@ -233,6 +318,7 @@ def installed() -> Iterator[ModuleType]:
     """Make the fake importable, without its classes; what imported it is forgotten afterwards."""
     module = _at_import()
     Logger.lines = []
+    MetricFamily.alive, MetricFamily._thread = weakref.WeakSet(), None
     before = _users()
     for name in before:
         del sys.modules[name]

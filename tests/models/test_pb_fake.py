@@ -70,6 +70,21 @@ def test_misuse_is_refused() -> None:
         pb_fake.TritonError("message", 3)  # type: ignore[arg-type]
     with pytest.raises(TypeError):
         pb_fake.InferenceResponse(output_tensors=[1])  # type: ignore[list-item]
+    family = pb_fake.MetricFamily
+    with pb_fake.installed(), pytest.raises(TypeError):
+        family("a_total", "doc", 0)  # type: ignore[arg-type]
+    with pb_fake.installed():
+        counter = family("a_total", "doc", family.COUNTER)
+        with pytest.raises(AssertionError, match="another kind"):
+            family("a_total", "doc", family.GAUGE)
+        with pytest.raises(AssertionError):
+            counter.Metric(labels={"a": 1})  # type: ignore[dict-item]
+        with pytest.raises(AssertionError, match="counts up only"):
+            counter.Metric(labels={}).increment(-1)
+        with pytest.raises(AssertionError, match="a COUNTER does not do that"):
+            counter.Metric(labels={}).set(1)
+        with pytest.raises(pb_fake.TritonModelException, match="Buckets"):
+            family("a_seconds", "doc", family.HISTOGRAM).Metric(labels={})
     sender = pb_fake.InferenceResponseSender()
     sender.send(pb_fake.InferenceResponse([tensor]), flags=pb_fake.FINAL)
     with pytest.raises(pb_fake.TritonModelException, match="closed"):

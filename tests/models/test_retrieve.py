@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +81,41 @@ def test_for_a_reranker_more_are_found(repository: Path, index_dir: Path) -> Non
     assert counts == [DEFAULT_RETRIEVE_K, 25, 7, "top_k: 0 is not in 1 to 100"]
 
 
+def test_documents_for_others_are_not_found(repository: Path, index_dir: Path) -> None:
+    write_snapshot(
+        index_dir, "default", [("a.md", ["zero"]), ("b.md", ["one"])], access={"a.md": ["hr"]}
+    )
+    with pb_fake.loaded("retrieve", repository) as served:
+        row = {"embedding": [UNIT[0]]}
+        answers = served.infer(
+            served.request(**row),
+            served.request(**row, groups=['["it"]']),
+            served.request(**row, groups=['["hr"]']),
+            served.request(embedding=[UNIT[0]] * 2, groups=['["hr"]', ""]),
+        )
+
+    assert [texts_of(answer) for answer in answers] == [
+        [["one"]], [["one"]], [["zero", "one"]], [["zero", "one"], ["one", ""]],
+    ]  # fmt: skip
+
+
+def test_a_collection_that_is_removed_fails_its_own_requests_only(
+    model: pb_fake.Served, index_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the check of a request and the search, another program may remove a collection."""
+    retriever = model.model._retriever
+    monkeypatch.setattr(retriever, "check", lambda query: None)
+    shutil.rmtree(index_dir / "other")
+    retriever.refresh()
+    gone = model.request(embedding=[UNIT[0]], collection=["other"])
+    good = model.request(embedding=[UNIT[0]], top_k=[1])
+
+    answers = model.infer(good, gone, good)
+
+    assert [answer.code for answer in answers] == ["", "NOT_FOUND", ""]
+    assert texts_of(answers[2]) == [["zero"]]
+
+
 def test_a_filter_narrows_the_search(model: pb_fake.Served) -> None:
     (answer,) = model.infer(model.request(embedding=[UNIT[0]], filter=['{"source": "b.md"}']))
 
@@ -99,6 +137,9 @@ def test_a_filter_narrows_the_search(model: pb_fake.Served) -> None:
         ({"filter": ["{"]}, "INVALID_ARG", "filter: not JSON"),
         ({"filter": ["[" * 9000]}, "INVALID_ARG", "filter: not JSON"),
         ({"filter": ['{"colour": "red"}']}, "INVALID_ARG", "unknown field 'colour'"),
+        ({"filter": ['{"source": {"$is": 1}}']}, "INVALID_ARG", "unknown operator '$is'"),
+        ({"groups": ["hr"]}, "INVALID_ARG", "groups: not JSON"),
+        ({"groups": [b"\xff"]}, "INVALID_ARG", "groups: is not UTF-8"),
         ({"embedding": [[1.0, 0.0]]}, "INVALID_ARG", "the index has vectors of [4]"),
         ({"embedding": [[np.nan] * 4]}, "INVALID_ARG", "not a finite number"),
     ],
@@ -145,3 +186,45 @@ def test_a_new_snapshot_goes_live_without_a_reload(model: pb_fake.Served, index_
     (answer,) = model.infer(model.request(embedding=[UNIT[0]]))
 
     assert texts_of(answer) == [["newer"]]
+
+
+def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def test_metrics_show_collections_and_searches(model: pb_fake.Served, index_dir: Path) -> None:
+    def reading(name: str) -> float | None:
+        found = pb_fake.metrics().get(name)
+        return found.reading if found else None
+
+    until(lambda: "tritonrag_search_batch_seconds" in pb_fake.metrics())
+    model.model._metrics._closed.wait = lambda seconds: time.sleep(0.01)  # no second between looks
+    model.infer(
+        model.request(embedding=[UNIT[0], UNIT[1]]),
+        model.request(embedding=[UNIT[0]], collection=["other"]),
+        model.request(embedding=[UNIT[0]], top_k=[0]),
+    )
+    until(lambda: reading("tritonrag_searches_total default") == 2)
+    assert reading("tritonrag_searches_total other") == 1
+    assert reading("tritonrag_index_passages default") == 3
+    assert reading("tritonrag_index_documents default") == 2
+    made = datetime(2026, 1, 1, tzinfo=UTC).timestamp()
+    assert reading("tritonrag_index_snapshot_created_seconds default") == made
+    assert reading("tritonrag_index_refused default") == 0
+    (took,) = pb_fake.metrics()["tritonrag_search_batch_seconds"].observed
+    assert 0 < took < 5
+
+    shutil.rmtree(index_dir / "other")
+    write_snapshot(
+        index_dir, "default", [("a.md", ["x"])], number=2,
+        served=dataclasses.replace(embedder(), model="elsewhere"),
+    )  # fmt: skip
+    model.model._retriever.refresh()
+    until(lambda: reading("tritonrag_index_refused default") == 1)
+    assert reading("tritonrag_index_passages default") == 3
+    assert not [name for name in pb_fake.metrics() if name.endswith(" other")]
+    model.model._metrics.close()
+    assert pb_fake.metrics() == {}

@@ -4,7 +4,7 @@ reranker that adds up what each word is worth."""
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import faiss
@@ -155,8 +155,12 @@ def write_snapshot(
     documents: Sequence[tuple[str, Sequence[str]]],
     number: int = 1,
     served: EmbedderManifest | None = None,
+    access: Mapping[str, Sequence[str]] | None = None,
 ) -> None:
-    """Make live a snapshot of (source, texts); passage i has the i-th unit vector, in a circle."""
+    """Make live a snapshot of (source, texts); passage i has the i-th unit vector, in a circle.
+
+    `access` gives the access tags of sources.
+    """
     name = f"20260101T00000{number}.000000Z-abcd"
     folder = index_dir / collection / name
     folder.mkdir(parents=True)
@@ -176,7 +180,8 @@ def write_snapshot(
     (folder / DOCUMENTS).write_text(
         "".join(
             json.dumps({"source": source, "title": source, "sha256": "0", "recipe": "r",
-                        "passages": len(texts)}) + "\n"
+                        "passages": len(texts),
+                        "metadata": {"access": (access or {}).get(source, [])}}) + "\n"
             for source, texts in documents
         )
     )  # fmt: skip

@@ -84,7 +84,10 @@ BAD = [
     ({"question": "x", "top_k": 101}, "INVALID_ARGUMENT", "top_k: 101 is not in 1 to 100"),
     ({"question": "x", "collection": "nope"}, "NOT_FOUND", "default"),
     ({"question": "x", "filter": "{"}, "INVALID_ARGUMENT", "filter: not JSON"),
-    ({"question": "x", "filter": '{"colour": "red"}'}, "INVALID_ARGUMENT", "`source` and `title`"),
+    ({"question": "x", "filter": '{"colour": "red"}'}, "INVALID_ARGUMENT", "are `source`, `title`"),
+    ({"question": "x", "filter": '{"tags": {"$x": 1}}'}, "INVALID_ARGUMENT", "operators are `$eq`"),
+    ({"question": "x", "filter": '{"title": 3}'}, "INVALID_ARGUMENT", "`title` is compared with 3"),
+    ({"question": "x", "groups": "staff"}, "INVALID_ARGUMENT", "groups: not JSON"),
 ]
 BAD_GENERATION = [
     ({"max_tokens": 0}, "max_tokens: is 0"),

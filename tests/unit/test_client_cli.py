@@ -45,6 +45,14 @@ def test_search_as_json_is_what_the_server_sent(run) -> None:
     assert json.loads(out) == {"passages": [PASSAGE, PASSAGE]}
 
 
+def test_groups_go_along(run, triton: FakeTriton) -> None:
+    for command in ("search", "ask"):
+        run(command, "x", "--group", "hr", "--group", "it")
+        assert triton.models.requests[-1].inputs["groups"] == ['["hr", "it"]']
+        run(command, "x")
+        assert "groups" not in triton.models.requests[-1].inputs
+
+
 def test_ask_prints_the_answer_then_the_sources(run) -> None:
     code, out, _ = run("ask", "How much leave?")
 

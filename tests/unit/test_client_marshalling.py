@@ -25,6 +25,8 @@ from tritonrag.errors import InternalError, InvalidRequest
         ({"question": "x", "temperature": "hot"}, "temperature: expected a number, got 'hot'"),
         ({"question": "x", "stop": ["a", 1]}, "stop: expected text"),
         ({"question": "x", "filter": {"source": object()}}, "filter: cannot be written as JSON"),
+        ({"question": "x", "groups": "hr"}, "groups: expected a list of texts, got 'hr'"),
+        ({"question": "x", "groups": [object()]}, "groups: cannot be written as JSON"),
     ],
 )
 def test_what_fits_no_tensor_is_refused(options: dict[str, object], message: str) -> None:

@@ -21,6 +21,7 @@ from tritonrag.index import Snapshot, embedding, layout, store
 from tritonrag.index.embedding import Embedder, embed_groups
 from tritonrag.index.manifest import EmbedderId
 from tritonrag.index.snapshot import Floats
+from tritonrag.settings import KEPT_SNAPSHOTS
 
 
 @pytest.fixture
@@ -132,12 +133,12 @@ def test_an_embedder_beside_the_live_one_mirrors_its_documents(docs: Path, index
 
 def test_no_embedders_live_snapshot_is_removed(docs: Path, index: Path) -> None:
     theirs = add(index, docs, HashEmbedder(), sha256="cd" * 32).snapshot
-    for number in range(store.KEPT_SNAPSHOTS + 2):
+    for number in range(KEPT_SNAPSHOTS + 2):
         write(docs, leave=f"# Leave\n\n{number} days.")
         add(index, docs)
     names = layout.snapshots(index / "default")
     assert theirs in names
-    assert len(names) == store.KEPT_SNAPSHOTS + 1
+    assert len(names) == KEPT_SNAPSHOTS + 1
 
 
 def test_nothing_half_done_after_an_interrupt(docs: Path, index: Path) -> None:
@@ -198,11 +199,11 @@ def test_a_second_writer_waits(docs: Path, index: Path) -> None:
 
 def test_old_snapshots_are_removed_but_never_the_live_one(docs: Path, index: Path) -> None:
     made = []
-    for number in range(store.KEPT_SNAPSHOTS + 2):
+    for number in range(KEPT_SNAPSHOTS + 2):
         write(docs, pay=f"# Pay\n\nVersion {number}.")
         made.append(add(index, docs).snapshot)
     folder = index / "default"
-    assert layout.snapshots(folder) == made[-store.KEPT_SNAPSHOTS :]
+    assert layout.snapshots(folder) == made[-KEPT_SNAPSHOTS:]
     assert made == sorted(made, key=str)
 
 

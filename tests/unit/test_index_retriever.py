@@ -1,17 +1,20 @@
 from __future__ import annotations
 
+import gc
 import json
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from index_samples import HashEmbedder, add, manifest, vector, write
 
 from tritonrag.errors import InvalidRequest, NotFound, Unavailable
-from tritonrag.index import Query, Result, Retriever, layout
+from tritonrag.index import Query, Result, Retriever, layout, parse_filter
 from tritonrag.index.catalogue import describe, describe_all
 from tritonrag.index.store import roll_back, writing
 
@@ -73,13 +76,14 @@ def test_the_nearest_comes_first_with_its_score(retriever: Retriever) -> None:
 
 def test_a_batch_mixes_collections_filters_and_top_k(index: Path, docs: Path, log: Log) -> None:
     add(index, docs, collection="other")
+    pair = '{"source": ["d2.md", "d3.md"]}'
     batch = [
         query("Doc 0\nText 0.", top_k=1),
         query("Doc 0\nText 0.", top_k=100),
-        query("Doc 0\nText 0.", filter={"title": ("Doc 1",)}, top_k=100),
-        query("Doc 0\nText 2.", collection="other", filter={"source": ("d2.md", "d3.md")}),
-        query("Doc 0\nText 0.", filter={"source": ("d0.md",), "title": ("Doc 1",)}),
-        query("Doc 0\nText 0.", filter={"source": ("none.md",)}),
+        query("Doc 0\nText 0.", filter=parse_filter('{"title": "Doc 1"}'), top_k=100),
+        query("Doc 0\nText 2.", collection="other", filter=parse_filter(pair)),
+        query("Doc 0\nText 0.", filter=parse_filter('{"source": "d0.md", "title": "Doc 1"}')),
+        query("Doc 0\nText 0.", filter=parse_filter('{"source": "none.md"}')),
     ]
     with Retriever(index, manifest(), log.append) as retriever:
         results = retriever.search(batch)
@@ -96,14 +100,18 @@ def test_one_faiss_call_for_each_collection_and_filter(
     calls: list[tuple[int, int]] = []
     search = snapshot.search
 
-    def counted(embeddings: np.ndarray, top_k: int, where: object) -> object:  # type: ignore[type-arg]
+    def counted(embeddings: np.ndarray, top_k: int, *more: Any) -> object:  # type: ignore[type-arg]
         calls.append((len(embeddings), top_k))
-        return search(embeddings, top_k, where)  # type: ignore[arg-type]
+        return search(embeddings, top_k, *more)
 
     monkeypatch.setattr(snapshot, "search", counted)
-    where = {"title": ("Doc 1",)}
-    retriever.search([query("a", top_k=2), query("b", filter=where), query("c"), query("d")])
-    assert calls == [(3, 4), (1, 4)]
+    ours, same = parse_filter('{"title": "Doc 1"}'), parse_filter('{"title": ["Doc 1"]}')
+    nobody = frozenset({"nobody"})
+    retriever.search([
+        query("a", top_k=2), query("b", filter=ours), query("c"), query("d", groups=nobody),
+        query("e", filter=same),
+    ])  # fmt: skip
+    assert calls == [(3, 4), (2, 4)]
 
 
 @pytest.mark.parametrize(
@@ -125,6 +133,14 @@ def test_bad_queries(
         retriever.check(bad)
     with pytest.raises(error, match=message):
         retriever.search([query("a"), bad])
+
+
+def test_a_field_that_there_is_not_is_refused_and_matches_nothing(retriever: Retriever) -> None:
+    """A snapshot may have replaced the one that the filter was checked against."""
+    asked = query("a", filter=parse_filter('{"colour": "red"}'))
+    with pytest.raises(InvalidRequest, match="unknown field 'colour'"):
+        retriever.check(asked)
+    assert retriever.search([asked])[0].passages == []
 
 
 def test_an_empty_index_answers_the_default_collection_with_nothing(tmp_path: Path) -> None:
@@ -157,6 +173,21 @@ def test_a_new_snapshot_goes_live_and_rollback_too(
         roll_back(folder)
     until(lambda: retriever.collections["default"].name == old)
     assert len(log) == 3
+
+
+def test_a_replaced_snapshot_is_gone_at_once(retriever: Retriever, index: Path, docs: Path) -> None:
+    """Nothing may tie it to itself: the collector of such ties comes by when it likes."""
+    retriever.close()
+    old = weakref.ref(retriever.collections["default"])
+    retriever.search([query("a", filter=parse_filter('{"title": "Doc 1"}'))])
+    write(docs, d9="New.")
+    add(index, docs)
+    gc.disable()
+    try:
+        retriever.refresh()
+        assert old() is None
+    finally:
+        gc.enable()
 
 
 def test_a_new_collection_appears(retriever: Retriever, index: Path, docs: Path) -> None:

@@ -7,7 +7,8 @@
 | in  collection (optional) | STRING | [1]   |                                                     |
 | in  top_k (optional)      | INT32  | [1]   |                                                     |
 | in  retrieve_k (optional) | INT32  | [1]   | passages to find for a reranker; wins over top_k    |
-| in  filter (optional)     | STRING | [1]   | JSON object of field to value or list of values     |
+| in  filter (optional)     | STRING | [1]   | conditions on the documents, a JSON object          |
+| in  groups (optional)     | STRING | [1]   | the caller's groups, a JSON list of texts           |
 | out passages              | STRING | [-1]  | JSON objects, best first                            |
 | out scores                | FP32   | [-1]  | cosine similarity                                   |
 
@@ -20,6 +21,7 @@ from typing import Any
 
 from tritonrag.artifacts import EmbedderManifest
 from tritonrag.backend.conversions import log_info, respond
+from tritonrag.backend.metrics import IndexMetrics
 from tritonrag.backend.retrieval import read_queries, search_all, write_results
 from tritonrag.contract import MAX_TOP_K
 from tritonrag.index import Query, Result, Retriever
@@ -34,6 +36,7 @@ class TritonPythonModel:
         self._least = settings.integer("retrieve_k", 0, 0, MAX_TOP_K)
         directory = IndexSettings.from_environment().directory
         self._retriever = Retriever(directory, embedder, log_info)
+        self._metrics = IndexMetrics(self._retriever, settings.version)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         return respond(requests, self._read, self._search, write_results)
@@ -44,8 +47,10 @@ class TritonPythonModel:
             self._retriever.check(query)
         return queries
 
-    def _search(self, batch: list[list[Query]]) -> list[list[Result]]:
-        return search_all(self._retriever, batch)
+    def _search(self, batch: list[list[Query]]) -> list[list[Result] | Exception]:
+        with self._metrics.timing(batch):
+            return search_all(self._retriever, batch)
 
     def finalize(self) -> None:
+        self._metrics.close()
         self._retriever.close()

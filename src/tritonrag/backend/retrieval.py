@@ -9,8 +9,8 @@ from tritonrag import contract
 from tritonrag.backend.conversions import array, column
 from tritonrag.backend.ranking import write_rows
 from tritonrag.contract import DEFAULT_COLLECTION, DEFAULT_TOP_K
-from tritonrag.errors import InvalidRequest
-from tritonrag.index import Query, Result, Retriever, parse_filter
+from tritonrag.errors import InvalidRequest, TritonragError
+from tritonrag.index import Query, Result, Retriever, parse_filter, parse_groups
 from tritonrag.limits import passages_to_find
 
 
@@ -20,8 +20,8 @@ def read_queries(request: Any, least: int = 0) -> list[Query]:
     ``least`` is how many passages a caller who sends no ``retrieve_k`` gets at least.
 
     Raises:
-        InvalidRequest: a malformed filter, ``top_k`` or ``retrieve_k`` out of range, or inputs of
-            different batch sizes.
+        InvalidRequest: a malformed filter or list of groups, ``top_k`` or ``retrieve_k`` out of
+            range, or inputs of different batch sizes.
     """
     embeddings = array(request, contract.EMBEDDING)
     if embeddings is None or embeddings.ndim != 2:
@@ -35,13 +35,30 @@ def read_queries(request: Any, least: int = 0) -> list[Query]:
         for top_k, retrieve_k in zip(top_ks, retrieve_ks, strict=True)
     ]
     filters = [parse_filter(text) for text in column(request, contract.FILTER, "", count)]
-    return [Query(*row) for row in zip(embeddings, collections, counts, filters, strict=True)]
+    groups = [parse_groups(text) for text in column(request, contract.GROUPS, "", count)]
+    rows = zip(embeddings, collections, counts, filters, groups, strict=True)
+    return [Query(*row) for row in rows]
 
 
-def search_all(retriever: Retriever, batch: Sequence[list[Query]]) -> list[list[Result]]:
-    """Search the queries of all requests at once; the results are grouped by request again."""
-    results = iter(retriever.search([query for queries in batch for query in queries]))
+def search_all(
+    retriever: Retriever, batch: Sequence[list[Query]]
+) -> list[list[Result] | Exception]:
+    """Search the queries of all requests at once; the results are grouped by request again.
+
+    A collection may be removed after its queries were checked: then they fail, and no others.
+    """
+    try:
+        results = iter(retriever.search([query for queries in batch for query in queries]))
+    except TritonragError:
+        return [_alone(retriever, queries) for queries in batch]
     return [[next(results) for _ in queries] for queries in batch]
+
+
+def _alone(retriever: Retriever, queries: list[Query]) -> list[Result] | Exception:
+    try:
+        return retriever.search(queries)
+    except TritonragError as error:
+        return error
 
 
 def write_results(results: list[Result]) -> Any:

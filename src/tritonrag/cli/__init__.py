@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from tritonrag.cli import index, models, query, serving
+from tritonrag.cli import collections, index, models, query, serving
 from tritonrag.cli.demo import demo
 from tritonrag.cli.sync import sync
 from tritonrag.errors import RequestError, TritonragError
@@ -22,6 +22,7 @@ serving.register(app)
 query.register(app)
 app.command()(demo)
 index.app.command()(sync)
+collections.register(index.app)
 app.add_typer(index.app, name="index")
 app.add_typer(models.app, name="models")
 

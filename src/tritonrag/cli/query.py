@@ -22,7 +22,12 @@ TopK = Annotated[int | None, typer.Option(help="Passages to return or to answer 
 RetrieveK = Annotated[int | None, typer.Option(help="Passages that a reranker chooses them from.")]
 Collection = Annotated[str | None, typer.Option(help="Collection to search.")]
 Filter = Annotated[
-    str | None, typer.Option(help='JSON object of field to value, e.g. {"source": "leave.md"}.')
+    str | None,
+    typer.Option(help='Conditions on documents, JSON such as {"source": {"$prefix": "hr/"}}.'),
+]
+Group = Annotated[
+    list[str] | None,
+    typer.Option(help="Group to read as, for documents with access tags; may be repeated."),
 ]
 Timeout = Annotated[float, typer.Option(help="Seconds that the request may take in all.")]
 
@@ -39,6 +44,7 @@ def search(
     retrieve_k: RetrieveK = None,
     collection: Collection = None,
     filter: Filter = None,
+    group: Group = None,
     url: Url = None,
     protocol: Protocol = "grpc",
     timeout: Timeout = 30.0,
@@ -47,7 +53,12 @@ def search(
     """Print the passages nearest to a question, best first."""
     with Client(url, protocol, timeout) as client:
         found = client.search(
-            question, top_k=top_k, retrieve_k=retrieve_k, collection=collection, filter=filter
+            question,
+            top_k=top_k,
+            retrieve_k=retrieve_k,
+            collection=collection,
+            filter=filter,
+            groups=group or None,
         )
     if as_json:
         print(_json({"passages": [_fields(passage) for passage in found]}))
@@ -64,6 +75,7 @@ def ask(
     retrieve_k: RetrieveK = None,
     collection: Collection = None,
     filter: Filter = None,
+    group: Group = None,
     grounding: Annotated[
         str | None, typer.Option(help="quote: sentences of the sources only; free: own words.")
     ] = None,
@@ -88,6 +100,7 @@ def ask(
         retrieve_k=retrieve_k,
         collection=collection,
         filter=filter,
+        groups=group or None,
         grounding=grounding,
         max_tokens=max_tokens,
         temperature=temperature,

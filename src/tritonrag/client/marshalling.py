@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import operator
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, TypedDict, TypeVar
 
@@ -35,6 +35,7 @@ class SearchOptions(TypedDict, total=False):
     retrieve_k: int | None
     collection: str | None
     filter: Mapping[str, Any] | str | None
+    groups: Sequence[str] | None
 
 
 class SamplingOptions(TypedDict, total=False):
@@ -185,13 +186,21 @@ class Progress:
 
 
 def _values(spec: TensorSpec, value: Any) -> list[Any]:
-    if spec.name in ("filter", "history") and not isinstance(value, str):
+    if spec.name == "groups":
+        value = _json(spec, _texts(spec, value))
+    elif spec.name in ("filter", "history") and not isinstance(value, str):
         value = _json(spec, value)
     if spec.dims == (1,):
         return [_scalar(spec, value)]
     if isinstance(value, str) or not isinstance(value, Sequence):
         value = [value]
     return [_scalar(spec, item) for item in value]
+
+
+def _texts(spec: TensorSpec, value: Any) -> list[str]:
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise InvalidRequest(f"{spec.name}: expected a list of texts, got {value!r:.80}")
+    return list(value)
 
 
 def _json(spec: TensorSpec, value: Any) -> str:

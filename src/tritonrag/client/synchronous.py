@@ -79,9 +79,10 @@ class Client:
     ) -> SearchResult:
         """Return the passages nearest to ``question``, best first.
 
-        Options: ``top_k``, ``collection`` and ``filter``, a mapping of field to value or list of
-        values such as ``{"source": "leave.md"}``; on a server with a reranker ``retrieve_k``, the
-        passages found, of which it keeps the best ``top_k``.
+        Options: ``top_k``, ``collection``, ``filter``, conditions on the documents such as
+        ``{"tags": ["hr", "it"], "created": {"$gte": "2026-01-01"}}``, and ``groups``, those of the
+        one who asks (docs/contract.md); on a server with a reranker ``retrieve_k``, the passages
+        found, of which it keeps the best ``top_k``.
         """
         call = marshalling.call("search", question=question, **options)
         return marshalling.search_result(self._infer(call, timeout))

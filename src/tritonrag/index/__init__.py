@@ -17,6 +17,7 @@ serving needs; they import no parser.
 
 from __future__ import annotations
 
+from tritonrag.index.access import parse_groups
 from tritonrag.index.filters import Filter, parse_filter
 from tritonrag.index.manifest import EmbedderId, SnapshotManifest
 from tritonrag.index.retriever import Query, Result, Retriever
@@ -31,4 +32,5 @@ __all__ = [
     "Snapshot",
     "SnapshotManifest",
     "parse_filter",
+    "parse_groups",
 ]

@@ -113,15 +113,25 @@ class SnapshotManifest:
         """
         path = folder / MANIFEST
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-            _check_version(values)
-            manifest = cls(**{**values, "embedder": EmbedderId(**values["embedder"])})
+            manifest = cls.parse(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise SetupError(f"snapshot {folder.name} does not exist") from None
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise damaged(folder.name, f"its {MANIFEST} cannot be read ({error})") from error
         _check_contents(manifest, folder.name)
         return manifest
+
+    @classmethod
+    def parse(cls, text: str) -> SnapshotManifest:
+        """Read the text of a manifest.
+
+        Raises:
+            SetupError: it is of a newer format.
+            ValueError, TypeError, KeyError: it is something else.
+        """
+        values = json.loads(text)
+        _check_version(values)
+        return cls(**{**values, "embedder": EmbedderId(**values["embedder"])})
 
     def save(self, folder: Path) -> None:
         """Write the manifest into ``folder``."""

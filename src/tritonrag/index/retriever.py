@@ -18,9 +18,11 @@ from tritonrag.artifacts import EmbedderManifest
 from tritonrag.contract import DEFAULT_COLLECTION, DEFAULT_TOP_K
 from tritonrag.errors import InvalidRequest, SetupError, TritonragError, Unavailable
 from tritonrag.index import layout
+from tritonrag.index.columns import Groups
 from tritonrag.index.filters import Filter
 from tritonrag.index.manifest import EmbedderId
-from tritonrag.index.snapshot import Floats, Ids, Snapshot
+from tritonrag.index.memory import return_large_blocks
+from tritonrag.index.snapshot import EVERYONE, Floats, Ids, Snapshot
 from tritonrag.limits import check_count
 
 POLL_SECONDS = 0.5
@@ -28,12 +30,16 @@ POLL_SECONDS = 0.5
 
 @dataclass(frozen=True, eq=False)
 class Query:
-    """One question: ``embedding`` is float32 ``[dimension]``; ``filter`` None or empty is none."""
+    """One question: ``embedding`` is float32 ``[dimension]``.
+
+    ``filter`` None sets no condition; ``groups`` are those of the caller, by default none.
+    """
 
     embedding: Floats
     collection: str = DEFAULT_COLLECTION
     top_k: int = DEFAULT_TOP_K
     filter: Filter | None = None
+    groups: Groups = EVERYONE
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +67,8 @@ class _Group:
     """Queries that one FAISS call answers."""
 
     snapshot: Snapshot
-    where: Filter
+    where: Filter | None
+    groups: Groups
     members: list[int] = field(default_factory=list)
 
 
@@ -92,6 +99,7 @@ class Retriever:
             faiss_threads: OpenMP threads of one FAISS call.
             poll_seconds: how often ``CURRENT`` is looked at.
         """
+        return_large_blocks()
         self._index_dir = index_dir
         self._embedder = EmbedderId.of(embedder)
         self._dimension = embedder.dimension
@@ -138,33 +146,37 @@ class Retriever:
         """Raise what :meth:`search` would raise for this query, so that it can fail alone.
 
         Raises:
-            InvalidRequest: the embedding's dimension, a value in it, ``top_k`` or the collection's
-                name is wrong.
+            InvalidRequest: the embedding's dimension, a value in it, ``top_k``, the collection's
+                name, or a field that the filter names is wrong.
             NotFound: there is no such collection; the message lists those that exist.
             Unavailable: the collection's only snapshot was refused.
         """
         _check_query(query, self._dimension)
-        self._snapshot(query.collection, self._live)
+        snapshot = self._snapshot(query.collection, self._live)
+        if snapshot is not None:
+            snapshot.check(query.filter, query.groups)
 
     def search(self, queries: Sequence[Query]) -> list[Result]:
         """Return the passages of each query, in the order of ``queries``.
 
-        One FAISS call answers all queries of one collection and filter. The results of one query
-        come from one snapshot. While nothing at all is indexed, the default collection is empty.
+        One FAISS call answers all queries of one collection, filter and audience. The results of
+        one query come from one snapshot. While nothing at all is indexed, the default collection is
+        empty; a filter on a field that there is not matches nothing.
 
         Raises:
             TritonragError: as :meth:`check`, for the first query at fault.
         """
         live = self._live
         results = [_NOTHING] * len(queries)
-        groups: dict[tuple[str, object], _Group] = {}
+        groups: dict[object, _Group] = {}
         for number, query in enumerate(queries):
             _check_query(query, self._dimension)
             snapshot = self._snapshot(query.collection, live)
             if snapshot is not None:
-                where = query.filter or {}
-                key = (query.collection, frozenset(where.items()))
-                groups.setdefault(key, _Group(snapshot, where)).members.append(number)
+                audience = snapshot.audience(query.groups)
+                key = (query.collection, query.filter, audience)
+                group = groups.setdefault(key, _Group(snapshot, query.filter, audience))
+                group.members.append(number)
         # OpenMP keeps this setting per calling thread, so that the constructor cannot make it.
         faiss.omp_set_num_threads(self._faiss_threads)
         for group in groups.values():
@@ -267,7 +279,7 @@ def _search_group(group: _Group, queries: Sequence[Query], results: list[Result]
     members = [queries[number] for number in group.members]
     embeddings = np.stack([query.embedding for query in members]).astype(np.float32, copy=False)
     top_k = max(query.top_k for query in members)
-    scores, ids = group.snapshot.search(embeddings, top_k, group.where)
+    scores, ids = group.snapshot.search(embeddings, top_k, group.where, group.groups)
     for row, (number, query) in enumerate(zip(group.members, members, strict=True)):
         results[number] = _result(
             group.snapshot, scores[row, : query.top_k], ids[row, : query.top_k]

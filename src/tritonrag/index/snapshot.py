@@ -6,8 +6,8 @@ Immutable once open, so any number of threads may search it while a newer one is
 from __future__ import annotations
 
 import mmap
-from collections import defaultdict
-from functools import cached_property
+from collections.abc import Callable
+from functools import lru_cache, partial
 from pathlib import Path
 
 import faiss
@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from tritonrag.artifacts import sha256
-from tritonrag.index.filters import FIELDS, Filter
+from tritonrag.index.columns import Columns, Groups, Mask
+from tritonrag.index.filters import Filter
 from tritonrag.index.manifest import (
     DATA_FILES,
     DOCUMENTS,
@@ -29,6 +30,13 @@ from tritonrag.index.manifest import (
 
 Floats = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
+Bits = npt.NDArray[np.uint8]
+
+EVERYONE: Groups = frozenset()
+"""The groups of a caller of whom nothing is known: documents open to all are left."""
+
+_KEPT_MASKS = 32
+"""Answers to the latest filters that are kept for each snapshot."""
 
 
 class Snapshot:
@@ -46,8 +54,13 @@ class Snapshot:
         self.documents = documents
         self._index = index
         self._passages = passages
-        counts = [document.passages for document in documents]
-        self._bounds = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+        self._sizes = np.array([document.passages for document in documents], np.int64)
+        self._bounds = np.concatenate([[0], np.cumsum(self._sizes)])
+        self._columns = Columns(documents)
+        # A cached method would tie the snapshot to itself and keep its memory after a swap.
+        self._masks = lru_cache(_KEPT_MASKS)(self._columns.allowed)
+        self._checks = lru_cache(_KEPT_MASKS)(self._columns.check)
+        self._bits = lru_cache(_KEPT_MASKS)(partial(_passage_bits, self._masks, self._sizes))
 
     @classmethod
     def open(cls, folder: Path, *, verify: bool = True) -> Snapshot:
@@ -80,26 +93,52 @@ class Snapshot:
         """Return the number of passages."""
         return self.manifest.passages
 
-    def search(self, embeddings: Floats, top_k: int, where: Filter) -> tuple[Floats, Ids]:
-        """Return the ``top_k`` nearest passages of each embedding among those ``where`` allows.
+    def audience(self, groups: Groups) -> Groups:
+        """Return those of a caller's groups that matter here: callers alike in them see alike."""
+        return self._columns.known(groups)
+
+    def check(self, where: Filter | None, groups: Groups = EVERYONE) -> None:
+        """Check a filter against the documents that a caller in ``groups`` may read.
+
+        Raises:
+            InvalidRequest: it names a field, or compares with a kind of value, that none has.
+        """
+        if where is not None:
+            self._checks(where, self.audience(groups))
+
+    def allowed(self, where: Filter | None, groups: Groups = EVERYONE) -> Mask | None:
+        """Return the documents that a caller in ``groups`` may read and that ``where`` leaves.
+
+        None stands for all. The array is shared: it must not be changed.
+        """
+        return self._masks(where, self.audience(groups))
+
+    def search(
+        self,
+        embeddings: Floats,
+        top_k: int,
+        where: Filter | None = None,
+        groups: Groups = EVERYONE,
+    ) -> tuple[Floats, Ids]:
+        """Return the ``top_k`` nearest passages of each embedding among the documents allowed.
 
         Args:
             embeddings: ``[n, dimension]``.
             top_k: passages wanted per embedding.
-            where: conditions on the documents; empty searches all.
+            where: conditions on the documents; None is none.
+            groups: those of the caller; documents for others only are not looked at.
 
         Returns:
             Scores and passage numbers, both ``[n, k]`` with ``k <= top_k``, best first; the number
             is -1 where fewer passages were found.
         """
+        bits = self._bits(where, self.audience(groups))
         k = min(top_k, len(self))
-        if not k:
+        if not k or (bits is not None and not bits.any()):
             return np.empty((len(embeddings), 0), np.float32), np.empty((len(embeddings), 0), int)
         # The stubs of FAISS do not show its Python constructors, which take keywords and arrays.
         params = (
-            faiss.SearchParameters(sel=self._selector(where))  # type: ignore[call-arg]
-            if where
-            else None
+            None if bits is None else faiss.SearchParameters(sel=faiss.IDSelectorBitmap(bits))  # type: ignore[call-arg, arg-type]
         )
         scores, ids = self._index.search(np.ascontiguousarray(embeddings), k, params=params)
         return scores, ids
@@ -117,28 +156,6 @@ class Snapshot:
         if not numbers:
             return np.empty((0, self.manifest.dimension), np.float32)
         return np.asarray(self._index.reconstruct_n(numbers.start, len(numbers)), np.float32)
-
-    def _selector(self, where: Filter) -> faiss.IDSelector:
-        allowed = np.zeros(len(self), bool)
-        for document in self._matching(where):
-            allowed[self._bounds[document] : self._bounds[document + 1]] = True
-        bits = np.packbits(allowed, bitorder="little")
-        return faiss.IDSelectorBitmap(bits)  # type: ignore[call-arg, arg-type]
-
-    def _matching(self, where: Filter) -> set[int]:
-        fields = [
-            {document for value in values for document in self._by_field[field].get(value, ())}
-            for field, values in where.items()
-        ]
-        return set.intersection(*fields)
-
-    @cached_property
-    def _by_field(self) -> dict[str, dict[str, list[int]]]:
-        found: dict[str, dict[str, list[int]]] = {field: defaultdict(list) for field in FIELDS}
-        for number, document in enumerate(self.documents):
-            for field in FIELDS:
-                found[field][getattr(document, field)].append(number)
-        return found
 
     def _check_counts(self) -> None:
         manifest = self.manifest
@@ -185,6 +202,20 @@ def verify_files(folder: Path, manifest: SnapshotManifest) -> None:
     for name in DATA_FILES:
         if sha256(folder / name) != manifest.files[name]:
             raise damaged(folder.name, f"{name} differs from when it was written")
+
+
+def _passage_bits(
+    masks: Callable[[Filter | None, Groups], Mask | None],
+    sizes: Ids,
+    where: Filter | None,
+    groups: Groups,
+) -> Bits | None:
+    """Return one bit for each passage, as FAISS takes them; None where all are allowed."""
+    allowed = masks(where, groups)
+    if allowed is None:
+        return None
+    bits: Bits = np.packbits(np.repeat(allowed, sizes), bitorder="little")
+    return bits
 
 
 def _mapped(path: Path) -> mmap.mmap | bytes:

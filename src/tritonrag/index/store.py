@@ -31,11 +31,10 @@ from tritonrag.index.manifest import (
     SnapshotManifest,
 )
 from tritonrag.index.snapshot import Floats, Snapshot
+from tritonrag.settings import kept_snapshots
 
 FACTORY = "Flat"
 """FAISS factory string of the vectors: exact search."""
-
-KEPT_SNAPSHOTS = 5
 
 
 @dataclass(frozen=True)
@@ -124,18 +123,30 @@ def publish(folder: Path, contents: Contents, *, current: bool = True) -> Snapsh
     try:
         new.mkdir()
         manifest = _write(new, contents, name, parent, now)
-        Snapshot.open(new)
-        new.rename(folder / name)
+        take_in(new, manifest, current=current)
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)
         raise
+    return manifest
+
+
+def take_in(new: Path, manifest: SnapshotManifest, *, current: bool) -> None:
+    """Make the unfinished snapshot ``new`` one of its collection and live, as :func:`publish`.
+
+    Raises:
+        SetupError: it cannot be read as its manifest says.
+        OSError: the disk is full, or not writable.
+    """
+    folder, name = new.parent, manifest.snapshot
+    keep = kept_snapshots()
+    Snapshot.open(new)
+    new.rename(folder / name)
     layout.sync_folder(folder)
     layout.set_current(folder, name, manifest.embedder.sha256)
     if current or layout.current(folder) is None:
         _keep_pointer(folder)
         layout.set_current(folder, name)
-    _remove_old(folder)
-    return manifest
+    prune(folder, keep)
 
 
 def _keep_pointer(folder: Path) -> None:
@@ -237,8 +248,13 @@ def _remove_unfinished(folder: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _remove_old(folder: Path) -> None:
+def prune(folder: Path, keep: int) -> list[str]:
+    """Remove all but the ``keep`` newest snapshots; live ones stay. Return what was removed.
+
+    Only inside :func:`writing`.
+    """
     live = layout.pointed(folder)
-    for name in layout.snapshots(folder)[:-KEPT_SNAPSHOTS]:
-        if name not in live:
-            shutil.rmtree(folder / name, ignore_errors=True)
+    old = [name for name in layout.snapshots(folder)[:-keep] if name not in live]
+    for name in old:
+        shutil.rmtree(folder / name, ignore_errors=True)
+    return old
