@@ -11,8 +11,8 @@ import typer
 from rich.console import Console
 
 from tritonrag.artifacts import EmbedderManifest
-from tritonrag.cli.index import Collection, Repository, needs_serve_extra
-from tritonrag.cli.options import INDEX, REPOSITORY, AsJson, IndexDir
+from tritonrag.cli.index import needs_serve_extra
+from tritonrag.cli.options import INDEX, REPOSITORY, AsJson, Collection, IndexDir, Repository
 from tritonrag.contract import DEFAULT_COLLECTION
 from tritonrag.errors import InvalidRequest, SetupError
 
