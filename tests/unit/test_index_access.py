@@ -142,7 +142,7 @@ filters = st.recursive(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     documents, st.lists(st.tuples(st.one_of(st.none(), filters), subset), min_size=1, max_size=8)
 )
