@@ -13,8 +13,19 @@ PACKAGE = Path(__file__).parents[2] / "src/tritonrag"
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"contract", "errors"}),
     frozenset({"limits", "metadata", "settings", "versions"}),
-    frozenset({"artifacts", "fusion", "llm_config", "markup", "overlap", "quoting"}),
-    frozenset({"documents", "generation", "prompting", "rollout", "sources", "tokenizing"}),
+    frozenset({"artifacts", "llm_config", "markup", "overlap", "quoting"}),
+    frozenset(
+        {
+            "documents",
+            "evaluation",
+            "fusion",
+            "generation",
+            "prompting",
+            "rollout",
+            "sources",
+            "tokenizing",
+        }
+    ),
     frozenset({"chunking", "exporting", "reranking"}),
     frozenset({"index", "engines"}),
     frozenset({"backend", "client", "repository"}),
@@ -34,6 +45,8 @@ ONLY = {
     "onnxruntime_genai": {"engines"},
     "openai": {"engines"},
     "faiss": {"index"},
+    "bm25s": {"index"},
+    "pytrec_eval": {"evaluation"},
     "typer": {"cli"},
     "psutil": {"server"},
 }

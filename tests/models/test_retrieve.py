@@ -139,7 +139,7 @@ def test_a_snapshot_of_another_embedder_is_refused_and_logged(
 
 
 def test_a_new_snapshot_goes_live_without_a_reload(model: pb_fake.Served, index_dir: Path) -> None:
-    write_snapshot(index_dir, "default", [("new.md", ["newer"])], number=2)
+    write_snapshot(index_dir, "default", [("new.md", ["newer"])])
     model.model._retriever.refresh()
 
     (answer,) = model.infer(model.request(embedding=[UNIT[0]]))

@@ -13,6 +13,7 @@ from index_samples import HashEmbedder, add, manifest, vector, write
 from tritonrag.errors import InvalidRequest, NotFound, Unavailable
 from tritonrag.index import Query, Result, Retriever, layout
 from tritonrag.index.catalogue import describe, describe_all
+from tritonrag.index.searching import SPARE
 from tritonrag.index.store import roll_back, writing
 
 Log = list[str]
@@ -95,14 +96,14 @@ def test_one_faiss_call_for_each_collection_and_filter(
     calls: list[tuple[int, int]] = []
     search = snapshot.search
 
-    def counted(embeddings: np.ndarray, top_k: int, where: object) -> object:  # type: ignore[type-arg]
-        calls.append((len(embeddings), top_k))
-        return search(embeddings, top_k, where)  # type: ignore[arg-type]
+    def counted(embeddings: np.ndarray, count: int, allowed: object) -> object:  # type: ignore[type-arg]
+        calls.append((len(embeddings), count))
+        return search(embeddings, count, allowed)  # type: ignore[arg-type]
 
     monkeypatch.setattr(snapshot, "search", counted)
     where = {"title": ("Doc 1",)}
     retriever.search([query("a", top_k=2), query("b", filter=where), query("c"), query("d")])
-    assert calls == [(3, 4), (1, 4)]
+    assert calls == [(3, 4 + SPARE), (1, 4 + SPARE)]
 
 
 @pytest.mark.parametrize(
@@ -229,9 +230,9 @@ def test_a_pointer_of_its_own_comes_before_the_collections(
 def test_a_newer_format_is_refused(index: Path, log: Log) -> None:
     folder = index / "default"
     path = folder / str(layout.current(folder)) / "manifest.json"
-    path.write_text(path.read_text().replace('"format_version": 2', '"format_version": 3'))
+    path.write_text(path.read_text().replace('"format_version": 3', '"format_version": 4'))
     with Retriever(index, manifest(), log.append) as retriever:
-        with pytest.raises(Unavailable, match="newer than 2"):
+        with pytest.raises(Unavailable, match="newer than 3"):
             retriever.check(query("a"))
         assert "nothing can be searched in it" in log[0]
 

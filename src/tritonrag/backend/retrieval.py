@@ -35,7 +35,18 @@ def read_queries(request: Any, least: int = 0) -> list[Query]:
         for top_k, retrieve_k in zip(top_ks, retrieve_ks, strict=True)
     ]
     filters = [parse_filter(text) for text in column(request, contract.FILTER, "", count)]
-    return [Query(*row) for row in zip(embeddings, collections, counts, filters, strict=True)]
+    questions = column(request, contract.QUESTION_OF_SEARCH, "", count)
+    modes = column(request, contract.MODE, None, count)
+    least_scores = column(request, contract.MIN_SCORE, -1.0, count)
+    diversities = column(request, contract.DIVERSITY, 0.0, count)
+    merges = column(request, contract.MERGE, False, count)
+    return [
+        Query(*row)
+        for row in zip(
+            embeddings, collections, counts, filters, questions, modes, least_scores, diversities,
+            merges, strict=True,
+        )
+    ]  # fmt: skip
 
 
 def search_all(retriever: Retriever, batch: Sequence[list[Query]]) -> list[list[Result]]:

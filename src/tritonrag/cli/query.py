@@ -24,6 +24,14 @@ Collection = Annotated[str | None, typer.Option(help="Collection to search.")]
 Filter = Annotated[
     str | None, typer.Option(help='JSON object of field to value, e.g. {"source": "leave.md"}.')
 ]
+Mode = Annotated[str | None, typer.Option(help="dense, sparse (BM25) or hybrid.")]
+MinScore = Annotated[float | None, typer.Option(help="Least cosine similarity of a passage.")]
+Diversity = Annotated[
+    float | None, typer.Option(help="0 to 1: put back passages like those before them.")
+]
+Merge = Annotated[
+    bool | None, typer.Option("--merge", help="Make one passage of neighbours in one section.")
+]
 Timeout = Annotated[float, typer.Option(help="Seconds that the request may take in all.")]
 
 
@@ -39,6 +47,10 @@ def search(
     retrieve_k: RetrieveK = None,
     collection: Collection = None,
     filter: Filter = None,
+    mode: Mode = None,
+    min_score: MinScore = None,
+    diversity: Diversity = None,
+    merge: Merge = None,
     url: Url = None,
     protocol: Protocol = "grpc",
     timeout: Timeout = 30.0,
@@ -47,7 +59,15 @@ def search(
     """Print the passages nearest to a question, best first."""
     with Client(url, protocol, timeout) as client:
         found = client.search(
-            question, top_k=top_k, retrieve_k=retrieve_k, collection=collection, filter=filter
+            question,
+            top_k=top_k,
+            retrieve_k=retrieve_k,
+            collection=collection,
+            filter=filter,
+            mode=mode,
+            min_score=min_score,
+            diversity=diversity,
+            merge=merge,
         )
     if as_json:
         print(_json({"passages": [_fields(passage) for passage in found]}))
@@ -64,6 +84,10 @@ def ask(
     retrieve_k: RetrieveK = None,
     collection: Collection = None,
     filter: Filter = None,
+    mode: Mode = None,
+    min_score: MinScore = None,
+    diversity: Diversity = None,
+    merge: Merge = None,
     grounding: Annotated[
         str | None, typer.Option(help="quote: sentences of the sources only; free: own words.")
     ] = None,
@@ -88,6 +112,10 @@ def ask(
         retrieve_k=retrieve_k,
         collection=collection,
         filter=filter,
+        mode=mode,
+        min_score=min_score,
+        diversity=diversity,
+        merge=merge,
         grounding=grounding,
         max_tokens=max_tokens,
         temperature=temperature,

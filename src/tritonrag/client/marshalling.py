@@ -35,6 +35,10 @@ class SearchOptions(TypedDict, total=False):
     retrieve_k: int | None
     collection: str | None
     filter: Mapping[str, Any] | str | None
+    mode: str | None
+    min_score: float | None
+    diversity: float | None
+    merge: bool | None
 
 
 class SamplingOptions(TypedDict, total=False):

@@ -13,9 +13,10 @@ from tritonrag.contract import MODELS
 class Passage:
     """One passage of a document.
 
-    ``location`` is its heading path and ``score`` the cosine similarity to the question, or what a
-    reranker made of it. ``extra`` holds what else is known of it, such as the character offsets
-    ``start`` and ``end``, and after a reranker the similarity, ``retrieval_score``.
+    ``location`` is its heading path and ``score`` what the search ranked it by: the cosine
+    similarity to the question, in other modes the BM25 score or the fused ranks, or what a reranker
+    made of it. ``extra`` holds what else is known of it, such as the character offsets ``start``
+    and ``end``, and after a reranker the score before, ``retrieval_score``.
     """
 
     id: str

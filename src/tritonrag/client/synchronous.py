@@ -81,7 +81,9 @@ class Client:
 
         Options: ``top_k``, ``collection`` and ``filter``, a mapping of field to value or list of
         values such as ``{"source": "leave.md"}``; on a server with a reranker ``retrieve_k``, the
-        passages found, of which it keeps the best ``top_k``.
+        passages found, of which it keeps the best ``top_k``. ``mode`` is ``dense``, ``sparse`` or
+        ``hybrid``, ``min_score`` the least cosine similarity, ``diversity`` from 0 to 1 puts back
+        passages like those before them, ``merge`` makes neighbours one passage.
         """
         call = marshalling.call("search", question=question, **options)
         return marshalling.search_result(self._infer(call, timeout))

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from tritonrag.artifacts import EmbedderManifest
+from tritonrag.contract import DEFAULT_MODE
 from tritonrag.errors import SetupError
 from tritonrag.index.layout import UNFINISHED
 from tritonrag.metadata import Metadata
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Version of the layout on disk; a reader takes this and older ones, and refuses a newer one."""
 
 METRIC = "inner_product"
@@ -26,6 +27,13 @@ PASSAGES = "passages.jsonl"
 OFFSETS = "passages.offsets.npy"
 VECTORS = "vectors.faiss"
 DATA_FILES = (DOCUMENTS, PASSAGES, OFFSETS, VECTORS)
+"""The files that every snapshot has."""
+
+ROWS = "vectors.npy"
+"""The vectors as they were embedded, where ``vectors.faiss`` holds them quantised."""
+
+FLAT = "Flat"
+"""FAISS factory string of exact search."""
 
 
 @dataclass(frozen=True)
@@ -80,11 +88,24 @@ class DocumentRecord:
 
 
 @dataclass(frozen=True)
+class Probing:
+    """How an approximate index is searched where ``share`` of the passages is allowed.
+
+    So many inverted ``lists`` of it gave this ``recall`` @10 on held-out queries.
+    """
+
+    share: float
+    lists: int
+    recall: float
+
+
+@dataclass(frozen=True)
 class SnapshotManifest:
-    """One immutable snapshot; ``files`` maps each data file to its SHA-256.
+    """One immutable snapshot; ``files`` maps each data file to its SHA-256, ``sizes`` to its bytes.
 
     ``recipe`` is the chunking of the run that wrote it; documents kept from earlier runs state
-    their own.
+    their own. ``mode`` is how it is searched when the caller does not say. ``analysis`` is the
+    version of the terms in its BM25 index, 0 where it has none.
     """
 
     snapshot: str
@@ -97,6 +118,10 @@ class SnapshotManifest:
     passages: int
     recipe: str
     files: dict[str, str]
+    sizes: dict[str, int] = field(default_factory=dict)
+    mode: str = DEFAULT_MODE
+    probing: tuple[Probing, ...] = ()
+    analysis: int = 0
     metric: str = METRIC
     format_version: int = FORMAT_VERSION
 
@@ -111,7 +136,9 @@ class SnapshotManifest:
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
             _check_version(values)
-            manifest = cls(**{**values, "embedder": EmbedderId(**values["embedder"])})
+            probing = tuple(Probing(**each) for each in values.get("probing", ()))
+            parts = {"embedder": EmbedderId(**values["embedder"]), "probing": probing}
+            manifest = cls(**{**values, **parts})
         except FileNotFoundError:
             raise SetupError(f"snapshot {folder.name} does not exist") from None
         except (OSError, ValueError, TypeError, KeyError) as error:

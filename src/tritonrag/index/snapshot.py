@@ -1,34 +1,41 @@
-"""One snapshot, opened for reading: its vectors in memory, its passages memory-mapped.
+"""One snapshot, opened for reading: its vectors, its BM25 index and its passages.
 
-Immutable once open, so any number of threads may search it while a newer one is loaded.
+What is large is memory-mapped. Immutable once open, so any number of threads may search it while a
+newer one is loaded.
 """
 
 from __future__ import annotations
 
 import mmap
-from collections import defaultdict
+import threading
+from collections import OrderedDict, defaultdict
 from functools import cached_property
 from pathlib import Path
 
 import faiss
 import numpy as np
-import numpy.typing as npt
 
 from tritonrag.artifacts import sha256
+from tritonrag.index import analysis
+from tritonrag.index.bm25 import Bm25
 from tritonrag.index.filters import FIELDS, Filter
 from tritonrag.index.manifest import (
-    DATA_FILES,
     DOCUMENTS,
     OFFSETS,
     PASSAGES,
-    VECTORS,
     DocumentRecord,
     SnapshotManifest,
     damaged,
 )
+from tritonrag.index.vectors import Allowed, Mask, Vectors
+from tritonrag.index.vectors import Floats as Floats
+from tritonrag.index.vectors import Ids as Ids
 
-Floats = npt.NDArray[np.float32]
-Ids = npt.NDArray[np.int64]
+HASHED_BYTES = 256 * 1024 * 1024
+"""A larger snapshot is served without hashing it again; see :meth:`Snapshot.open`."""
+
+KEPT_MASKS = 32
+"""Filters of which the passages allowed are remembered: a byte each a passage."""
 
 
 class Snapshot:
@@ -37,32 +44,45 @@ class Snapshot:
     def __init__(
         self,
         manifest: SnapshotManifest,
-        index: faiss.Index,
+        vectors: Vectors,
+        bm25: Bm25 | None,
         passages: PassageFile,
         documents: list[DocumentRecord],
     ) -> None:
         """Hold the parts that :meth:`open` has read and found consistent."""
         self.manifest = manifest
         self.documents = documents
-        self._index = index
+        self.dense = vectors
+        self.bm25 = bm25
         self._passages = passages
         counts = [document.passages for document in documents]
         self._bounds = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+        self._masks: OrderedDict[object, Allowed] = OrderedDict()
+        self._masks_lock = threading.Lock()
 
     @classmethod
-    def open(cls, folder: Path, *, verify: bool = True) -> Snapshot:
-        """Load the snapshot in ``folder``; ``verify`` compares the SHA-256 of every file first.
+    def open(cls, folder: Path, *, verify: bool | None = True) -> Snapshot:
+        """Load the snapshot in ``folder``.
+
+        Args:
+            folder: where it lies.
+            verify: compare the SHA-256 of every file first. None does so for a snapshot that takes
+                no time to read; of a larger one only the sizes are compared, as always: it was
+                verified when it was published, and a server must not take minutes to start.
 
         Raises:
             SetupError: it is missing, damaged, or of a newer format.
         """
         manifest = SnapshotManifest.load(folder)
         try:
-            if verify:
+            _check_sizes(folder, manifest)
+            if verify or (verify is None and _bytes(folder, manifest) <= HASHED_BYTES):
                 verify_files(folder, manifest)
+            current = manifest.analysis == analysis.VERSION
             snapshot = cls(
                 manifest,
-                faiss.read_index(str(folder / VECTORS)),
+                Vectors.open(folder, manifest),
+                Bm25.open(folder) if current else None,
                 PassageFile(folder / PASSAGES, folder / OFFSETS),
                 read_documents(folder),
             )
@@ -80,29 +100,25 @@ class Snapshot:
         """Return the number of passages."""
         return self.manifest.passages
 
-    def search(self, embeddings: Floats, top_k: int, where: Filter) -> tuple[Floats, Ids]:
-        """Return the ``top_k`` nearest passages of each embedding among those ``where`` allows.
+    def search(self, embeddings: Floats, count: int, allowed: Allowed | None) -> tuple[Floats, Ids]:
+        """Return the ``count`` nearest passages of each embedding, as :meth:`Vectors.search`."""
+        return self.dense.search(embeddings, count, allowed)
 
-        Args:
-            embeddings: ``[n, dimension]``.
-            top_k: passages wanted per embedding.
-            where: conditions on the documents; empty searches all.
-
-        Returns:
-            Scores and passage numbers, both ``[n, k]`` with ``k <= top_k``, best first; the number
-            is -1 where fewer passages were found.
-        """
-        k = min(top_k, len(self))
-        if not k:
-            return np.empty((len(embeddings), 0), np.float32), np.empty((len(embeddings), 0), int)
-        # The stubs of FAISS do not show its Python constructors, which take keywords and arrays.
-        params = (
-            faiss.SearchParameters(sel=self._selector(where))  # type: ignore[call-arg]
-            if where
-            else None
-        )
-        scores, ids = self._index.search(np.ascontiguousarray(embeddings), k, params=params)
-        return scores, ids
+    def allowed(self, where: Filter) -> Allowed | None:
+        """Return the passages that ``where`` allows; None, for all, where it sets no condition."""
+        if not where:
+            return None
+        key = frozenset(where.items())
+        with self._masks_lock:
+            if key in self._masks:
+                self._masks.move_to_end(key)
+                return self._masks[key]
+        found = Allowed(np.repeat(self._matching(where), np.diff(self._bounds)))
+        with self._masks_lock:
+            self._masks[key] = found
+            if len(self._masks) > KEPT_MASKS:
+                self._masks.popitem(last=False)
+        return found
 
     def passage(self, number: int) -> bytes:
         """Return passage ``number`` as stored: one JSON object in UTF-8."""
@@ -112,25 +128,23 @@ class Snapshot:
         """Return the numbers of the passages of a document, by its place in ``documents``."""
         return range(int(self._bounds[document]), int(self._bounds[document + 1]))
 
+    def document_of(self, number: int) -> int:
+        """Return the place in ``documents`` of the document that passage ``number`` is of."""
+        return int(np.searchsorted(self._bounds, number, "right")) - 1
+
     def vectors(self, numbers: range) -> Floats:
         """Return the embeddings of consecutive passages, ``[n, dimension]``."""
-        if not numbers:
-            return np.empty((0, self.manifest.dimension), np.float32)
-        return np.asarray(self._index.reconstruct_n(numbers.start, len(numbers)), np.float32)
+        return np.array(self.dense.rows[numbers.start : numbers.stop])
 
-    def _selector(self, where: Filter) -> faiss.IDSelector:
-        allowed = np.zeros(len(self), bool)
-        for document in self._matching(where):
-            allowed[self._bounds[document] : self._bounds[document + 1]] = True
-        bits = np.packbits(allowed, bitorder="little")
-        return faiss.IDSelectorBitmap(bits)  # type: ignore[call-arg, arg-type]
-
-    def _matching(self, where: Filter) -> set[int]:
+    def _matching(self, where: Filter) -> Mask:
+        """Return which documents ``where`` allows, bool ``[documents]``."""
         fields = [
             {document for value in values for document in self._by_field[field].get(value, ())}
             for field, values in where.items()
         ]
-        return set.intersection(*fields)
+        mask = np.zeros(len(self.documents), bool)
+        mask[list(set.intersection(*fields))] = True
+        return mask
 
     @cached_property
     def _by_field(self) -> dict[str, dict[str, list[int]]]:
@@ -146,9 +160,14 @@ class Snapshot:
             "documents": (len(self.documents), manifest.documents),
             "passages of documents": (int(self._bounds[-1]), manifest.passages),
             "passages": (len(self._passages), manifest.passages),
-            "vectors": (self._index.ntotal, manifest.passages),
-            "dimension": (self._index.d, manifest.dimension),
-            "metric": (self._index.metric_type, faiss.METRIC_INNER_PRODUCT),
+            "vectors": (len(self.dense), manifest.passages),
+            "rows of vectors": (len(self.dense.rows), manifest.passages),
+            "passages of BM25": (
+                manifest.passages if self.bm25 is None else len(self.bm25),
+                manifest.passages,
+            ),
+            "dimension": (self.dense.index.d, manifest.dimension),
+            "metric": (self.dense.index.metric_type, faiss.METRIC_INNER_PRODUCT),
         }
         for what, (count, expected) in found.items():
             if count != expected:
@@ -182,9 +201,19 @@ def verify_files(folder: Path, manifest: SnapshotManifest) -> None:
         SetupError: a file differs.
         OSError: a file cannot be read.
     """
-    for name in DATA_FILES:
-        if sha256(folder / name) != manifest.files[name]:
+    for name, expected in manifest.files.items():
+        if sha256(folder / name) != expected:
             raise damaged(folder.name, f"{name} differs from when it was written")
+
+
+def _check_sizes(folder: Path, manifest: SnapshotManifest) -> None:
+    for name, expected in manifest.sizes.items():
+        if (folder / name).stat().st_size != expected:
+            raise damaged(folder.name, f"{name} differs from when it was written")
+
+
+def _bytes(folder: Path, manifest: SnapshotManifest) -> int:
+    return sum((folder / name).stat().st_size for name in manifest.files)
 
 
 def _mapped(path: Path) -> mmap.mmap | bytes:

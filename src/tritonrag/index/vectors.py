@@ -1,0 +1,152 @@
+"""The vectors of one snapshot and the search among them: exact, or lists tuned to a recall.
+
+docs/decisions/0011 says which index is taken when, and why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import numpy.typing as npt
+
+from tritonrag.index.manifest import FLAT, ROWS, VECTORS, Probing, SnapshotManifest
+
+Floats = npt.NDArray[np.float32]
+Ids = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
+
+FEW = 2048
+"""So few passages are compared one by one rather than looked up in lists."""
+
+
+@dataclass(frozen=True, eq=False)
+class Allowed:
+    """The passages that a search may find; ``mask`` is bool ``[passages]``."""
+
+    mask: Mask
+
+    @cached_property
+    def count(self) -> int:
+        """How many there are."""
+        return int(np.count_nonzero(self.mask))
+
+    @cached_property
+    def numbers(self) -> Ids:
+        """Their numbers, ascending."""
+        return np.flatnonzero(self.mask)
+
+    @cached_property
+    def bits(self) -> npt.NDArray[np.uint8]:
+        """The mask as FAISS reads it."""
+        return np.packbits(self.mask, bitorder="little")
+
+
+class Vectors:
+    """Row i is the embedding of passage i. Any number of threads may search."""
+
+    def __init__(self, index: faiss.Index, rows: Floats, probing: Sequence[Probing] = ()) -> None:
+        """Take a FAISS index of ``rows``; ``probing`` is how to search it if it is approximate."""
+        # The stubs of FAISS know neither its kinds of index nor their constructors in Python.
+        self._index: Any = index
+        self.rows = rows
+        self._probing = sorted(probing, key=lambda each: each.share)
+
+    @classmethod
+    def open(cls, folder: Path, manifest: SnapshotManifest) -> Vectors:
+        """Read an exact index, and map a larger one and its vectors into memory.
+
+        Raises:
+            OSError, RuntimeError, ValueError: a file is missing or damaged.
+        """
+        path = str(folder / VECTORS)
+        if manifest.factory == FLAT:
+            index = faiss.read_index(path)
+            return cls(index, flat_rows(index))
+        rows = np.load(folder / ROWS, mmap_mode="r", allow_pickle=False)
+        return cls(faiss.read_index(path, faiss.IO_FLAG_MMAP), rows, manifest.probing)
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+        return int(self._index.ntotal)
+
+    @property
+    def index(self) -> Any:
+        """The FAISS index."""
+        return self._index
+
+    def search(
+        self, embeddings: Floats, count: int, allowed: Allowed | None = None
+    ) -> tuple[Floats, Ids]:
+        """Return the ``count`` nearest passages of each embedding among those allowed.
+
+        Args:
+            embeddings: ``[n, dimension]``.
+            count: passages wanted per embedding.
+            allowed: the passages that may be found; None is all.
+
+        Returns:
+            Inner products and passage numbers, both ``[n, k]`` with ``k <= count``, best first; the
+            number is -1 where fewer passages are allowed.
+        """
+        k = min(count, len(self))
+        embeddings = np.ascontiguousarray(embeddings, np.float32)
+        if not k or (allowed is not None and not allowed.count):
+            return np.empty((len(embeddings), 0), np.float32), np.empty((len(embeddings), 0), int)
+        if not self._probing:
+            found: tuple[Floats, Ids] = self._index.search(
+                embeddings, k, params=_parameters(allowed)
+            )
+            return found
+        if allowed is not None and allowed.count <= FEW:
+            return self._one_by_one(embeddings, min(k, allowed.count), allowed.numbers)
+        return self.probed(embeddings, k, allowed)
+
+    def lists(self, share: float) -> int:
+        """Return how many inverted lists are searched where ``share`` of the passages is allowed.
+
+        That of the next lower share for which it was tuned; below the least it grows in proportion.
+        """
+        least = self._probing[0]
+        if share < least.share:
+            return min(int(least.lists * least.share / share) + 1, int(self._index.nlist))
+        return next(each.lists for each in reversed(self._probing) if each.share <= share)
+
+    def _one_by_one(self, embeddings: Floats, k: int, numbers: Ids) -> tuple[Floats, Ids]:
+        scores, places = faiss.knn(embeddings, self.rows[numbers], k, faiss.METRIC_INNER_PRODUCT)
+        return scores, numbers[places]
+
+    def probed(self, embeddings: Floats, k: int, allowed: Allowed | None) -> tuple[Floats, Ids]:
+        """Find twice as many by their quantised vectors, and keep the best by their own."""
+        available = len(self) if allowed is None else allowed.count
+        wanted = min(2 * k, available)
+        lists = self.lists(available / len(self))
+        _, ids = self._index.search(embeddings, wanted, params=_parameters(allowed, lists))
+        short = (ids >= 0).sum(axis=1) < min(k, available)
+        if short.any():  # All that a filter keeps may be far from the question.
+            every = _parameters(allowed, self._index.nlist)
+            ids[short] = self._index.search(embeddings[short], wanted, params=every)[1]
+        scores = np.einsum("qkd,qd->qk", self.rows[ids], embeddings)
+        scores[ids < 0] = -np.inf
+        best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+        return np.take_along_axis(scores, best, 1), np.take_along_axis(ids, best, 1)
+
+
+def flat_rows(index: Any) -> Floats:
+    """Return the vectors of an exact index, ``[n, dimension]``, without a copy."""
+    rows: Floats = faiss.rev_swig_ptr(index.get_xb(), index.ntotal * index.d)
+    return rows.reshape(index.ntotal, index.d)
+
+
+def _parameters(allowed: Allowed | None, lists: int = 0) -> faiss.SearchParameters | None:
+    options: dict[str, Any] = {}
+    if allowed is not None:
+        options["sel"] = faiss.IDSelectorBitmap(allowed.bits)  # type: ignore[call-arg, arg-type]
+    if lists:
+        return faiss.SearchParametersIVF(nprobe=lists, **options)  # type: ignore[call-arg]
+    return faiss.SearchParameters(**options) if options else None
