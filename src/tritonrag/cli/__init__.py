@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from tritonrag.cli import index, models, query, serving
+from tritonrag.cli import evaluate, index, models, query, serving
 from tritonrag.cli.demo import demo
 from tritonrag.errors import RequestError, TritonragError
 
@@ -21,6 +21,7 @@ serving.register(app)
 query.register(app)
 app.command()(demo)
 app.add_typer(index.app, name="index")
+app.add_typer(evaluate.app, name="eval")
 app.add_typer(models.app, name="models")
 
 

@@ -24,6 +24,12 @@ VERSION = 1
 
 ENGLISH, GERMAN = "english", "german"
 _STOPWORDS = {ENGLISH: STOPWORDS_ENGLISH, GERMAN: frozenset(STOPWORDS_GERMAN)}
+_SIGNS = {
+    ENGLISH: STOPWORDS_ENGLISH,
+    GERMAN: _STOPWORDS[GERMAN] - STOPWORDS_ENGLISH - {"man", "war", "die", "den", "bin", "hat"},
+}
+"""Words that tell the language: what is German and no word of English."""
+
 _STEMMERS = {language: snowballstemmer.stemmer(language) for language in _STOPWORDS}
 _LOCK = threading.Lock()
 """A stemmer holds the word that it works on."""
@@ -72,18 +78,23 @@ def _bigrams(run: str) -> Iterator[str]:
 
 
 def _language(words: list[str]) -> str:
-    counts = {name: sum(map(stopwords.__contains__, words)) for name, stopwords in
-              _STOPWORDS.items()}  # fmt: skip
+    counts = {name: sum(map(signs.__contains__, words)) for name, signs in _SIGNS.items()}
     return max(counts, key=counts.__getitem__)  # English where neither has more
 
 
 @lru_cache(1 << 18)
 def _stem(word: str, language: str) -> str:
     with _LOCK:
-        stem: str = _STEMMERS[language].stemWord(word)
-    if stem.isascii():
-        return stem
-    parts = unicodedata.normalize("NFKD", stem)
-    bare = "".join(each for each in parts if not unicodedata.combining(each))
+        # The German stemmer reads umlauts; English words are the same with an accent or without.
+        stem: str = _STEMMERS[language].stemWord(word if language == GERMAN else _bare(word))
+    return _bare(stem)
+
+
+def _bare(word: str) -> str:
+    """Return a word without accents."""
+    if word.isascii():
+        return word
+    parts = unicodedata.normalize("NFKD", word)
+    kept = "".join(each for each in parts if not unicodedata.combining(each))
     # Hangul is written in syllables: put together again what NFKD took apart.
-    return unicodedata.normalize("NFC", bare)
+    return unicodedata.normalize("NFC", kept)

@@ -71,8 +71,8 @@ def _tuned(index: Any, rows: Floats, queries: Floats, share: float, mask: Mask) 
     nearest = nearest if allowed is None else allowed.numbers[nearest]
     for power in range(index.nlist.bit_length()):
         lists = min(1 << power, index.nlist)
-        found = Vectors(index, rows, [Probing(share, lists, 0.0)]).probed(queries, DEPTH, allowed)
-        recall = recall_of(found[1], nearest)
+        _, found = Vectors(index, rows).probed(queries, DEPTH, lists, allowed)
+        recall = recall_of(found, nearest)
         if recall >= TARGET_RECALL:
             break
     return Probing(share, lists, round(recall, 4))

@@ -105,7 +105,13 @@ class Vectors:
             return found
         if allowed is not None and allowed.count <= FEW:
             return self._one_by_one(embeddings, min(k, allowed.count), allowed.numbers)
-        return self.probed(embeddings, k, allowed)
+        available = len(self) if allowed is None else allowed.count
+        scores, ids = self.probed(embeddings, k, self.lists(available / len(self)), allowed)
+        short = ids[:, min(k, available) - 1] < 0
+        if short.any():  # All that a filter keeps may be far from the question.
+            every = int(self._index.nlist)
+            scores[short], ids[short] = self.probed(embeddings[short], k, every, allowed)
+        return scores, ids
 
     def lists(self, share: float) -> int:
         """Return how many inverted lists are searched where ``share`` of the passages is allowed.
@@ -121,16 +127,15 @@ class Vectors:
         scores, places = faiss.knn(embeddings, self.rows[numbers], k, faiss.METRIC_INNER_PRODUCT)
         return scores, numbers[places]
 
-    def probed(self, embeddings: Floats, k: int, allowed: Allowed | None) -> tuple[Floats, Ids]:
-        """Find twice as many by their quantised vectors, and keep the best by their own."""
-        available = len(self) if allowed is None else allowed.count
-        wanted = min(2 * k, available)
-        lists = self.lists(available / len(self))
-        _, ids = self._index.search(embeddings, wanted, params=_parameters(allowed, lists))
-        short = (ids >= 0).sum(axis=1) < min(k, available)
-        if short.any():  # All that a filter keeps may be far from the question.
-            every = _parameters(allowed, self._index.nlist)
-            ids[short] = self._index.search(embeddings[short], wanted, params=every)[1]
+    def probed(
+        self, embeddings: Floats, k: int, lists: int, allowed: Allowed | None
+    ) -> tuple[Floats, Ids]:
+        """Return the nearest in so many inverted lists.
+
+        Twice as many are found by their quantised vectors, of which the best by their own are kept.
+        """
+        parameters = _parameters(allowed, lists)
+        _, ids = self._index.search(embeddings, min(2 * k, len(self)), params=parameters)
         scores = np.einsum("qkd,qd->qk", self.rows[ids], embeddings)
         scores[ids < 0] = -np.inf
         best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
