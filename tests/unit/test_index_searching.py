@@ -9,10 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from index_samples import DIMENSION, manifest, vector
+from index_samples import DIMENSION, HashEmbedder, manifest, tokenizer, vector, write
 
+from tritonrag.chunking import Chunker, ChunkSettings
+from tritonrag.documents import find_files
 from tritonrag.errors import InvalidRequest
 from tritonrag.index import EmbedderId, Query, Retriever, Snapshot, layout, store, tuning
+from tritonrag.index.adding import Added, Adder
 from tritonrag.index.manifest import DocumentRecord
 from tritonrag.index.searching import search
 
@@ -122,18 +125,23 @@ def test_bad_queries(
         retriever.check(Query(UNIT[0], **fields))
 
 
-def test_a_snapshot_from_before_bm25_is_searched_by_its_vectors(
-    tmp_path: Path, snapshot: Snapshot
-) -> None:
-    folder = tmp_path / "default" / snapshot.name
+def make_old(folder: Path) -> None:
+    """Take from a snapshot what format version 3 added."""
     values = json.loads((folder / "manifest.json").read_text())
     for added in ("sizes", "mode", "probing", "analysis"):
         del values[added]
-    values |= {"format_version": 2}
+    values["format_version"] = 2
     values["files"] = {name: each for name, each in values["files"].items() if "bm25" not in name}
     (folder / "manifest.json").write_text(json.dumps(values))
     for path in folder.glob("bm25*"):
         path.unlink()
+
+
+def test_a_snapshot_from_before_bm25_is_searched_by_its_vectors(
+    tmp_path: Path, snapshot: Snapshot
+) -> None:
+    folder = tmp_path / "default" / snapshot.name
+    make_old(folder)
     assert len(ask(Snapshot.open(folder))) == 3
     with Retriever(tmp_path, manifest()) as retriever:
         retriever.check(Query(UNIT[0]))
@@ -235,3 +243,34 @@ def test_a_file_of_another_size_is_noticed_without_hashing(tmp_path: Path) -> No
         file.write(b" ")
     with pytest.raises(Exception, match=r"bm25.terms.json differs"):
         Snapshot.open(folder, verify=False)
+
+
+def indexed(index_dir: Path, docs: Path, mode: str | None = None) -> Added:
+    chunker = Chunker(tokenizer(), ChunkSettings(32, 8), 64)
+    adder = Adder(index_dir, manifest(), HashEmbedder(), chunker, mode=mode)
+    return adder.add("default", find_files([docs])[0])
+
+
+def live(index_dir: Path) -> Snapshot:
+    folder = index_dir / "default"
+    return Snapshot.open(folder / str(layout.current(folder)))
+
+
+def test_a_collection_keeps_its_mode_until_it_is_given_another(tmp_path: Path) -> None:
+    write(tmp_path / "docs", leave="# Leave\n\nThirty days.")
+    modes = []
+    for mode in (None, "hybrid", None, "dense"):
+        modes.append((indexed(tmp_path, tmp_path / "docs", mode), live(tmp_path).manifest.mode))
+    assert [mode for _, mode in modes] == ["dense", "hybrid", "hybrid", "dense"]
+    assert [done.published for done, _ in modes] == [True, True, False, True]
+    assert [done.embedded for done, _ in modes] == [1, 0, 0, 0]
+
+
+def test_an_older_snapshot_is_written_again_with_what_it_lacks(tmp_path: Path) -> None:
+    write(tmp_path / "docs", leave="# Leave\n\nThirty days.")
+    indexed(tmp_path, tmp_path / "docs")
+    make_old(tmp_path / "default" / live(tmp_path).name)
+    assert live(tmp_path).outdated
+    done = indexed(tmp_path, tmp_path / "docs")
+    assert (done.published, done.unchanged, done.embedded) == (True, 1, 0)
+    assert len(ask(live(tmp_path), question="leave", mode="sparse")) == 1

@@ -22,7 +22,8 @@ from tritonrag.cli.index import EMBED_TIMEOUT_S, Repository, needs_serve_extra
 from tritonrag.cli.options import INDEX, REPOSITORY, IndexDir, Protocol, Url
 from tritonrag.client import Client
 from tritonrag.contract import MODES
-from tritonrag.errors import InvalidRequest, NotFound, SetupError
+from tritonrag.errors import NotFound, SetupError
+from tritonrag.limits import check_mode
 
 if TYPE_CHECKING:
     from tritonrag.evaluation import CorpusDocument, Estimate
@@ -70,8 +71,7 @@ def retrieval(
 
     modes = list(dict.fromkeys(mode or MODES))
     for each in modes:
-        if each not in MODES:
-            raise InvalidRequest(f"--mode: {each!r} is not one of {', '.join(MODES)}")
+        check_mode("--mode", each)
     documents = evaluation.read_corpus(corpus)
     questions = evaluation.read_queries(queries)
     judged = evaluation.read_qrels(qrels)

@@ -23,6 +23,7 @@ from tritonrag.cli.options import INDEX, REPOSITORY, AsJson, IndexDir, Protocol,
 from tritonrag.client import Client
 from tritonrag.contract import DEFAULT_COLLECTION
 from tritonrag.errors import InvalidRequest, SetupError
+from tritonrag.limits import check_mode
 from tritonrag.settings import REPOSITORY_VARIABLE
 from tritonrag.versions import EMBED
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from tritonrag.index.adding import Added
     from tritonrag.index.catalogue import CollectionInfo
     from tritonrag.index.embedding import Embedder
+    from tritonrag.index.manifest import SnapshotManifest
 
 PICKED_UP_S = 1.0
 """What a running server may take to notice a new snapshot, so that a search after this command
@@ -74,6 +76,13 @@ def add(
             help="Index for this version of the embedder, before `tritonrag models promote`.",
         ),
     ] = None,
+    mode: Annotated[
+        str | None,
+        typer.Option(
+            show_default="as it is, at first dense",
+            help="How the collection is searched when a caller does not say: dense, sparse, hybrid",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Index files through the running server; what has not changed is not embedded again.
@@ -92,6 +101,7 @@ def add(
     started = time.perf_counter()
     live = versions.live_version(repository, EMBED)
     version = embedder_version or live
+    check_mode("--mode", mode)
     if not paths and version == live:
         raise InvalidRequest("PATHS: name the files or folders to index")
     known = layout.collections(index_dir)
@@ -105,9 +115,9 @@ def add(
         current = None if version == live else EmbedderManifest.load(repository)
         with Client(url, protocol, EMBED_TIMEOUT_S) as client, indexing_progress() as listener:
             embedder = _embedder(client, repository, version)
-            adder = Adder(index_dir, manifest, embedder, chunker, listener, current)
+            adder = Adder(index_dir, manifest, embedder, chunker, listener, current, mode)
             done = adder.add(collection, files)
-        if done.embedded:
+        if done.published:
             time.sleep(PICKED_UP_S)
     done.failures[:0] = failures
     _print_added(done, time.perf_counter() - started, as_json, None if version == live else version)
@@ -241,7 +251,7 @@ def _print_added(done: Added, seconds: float, as_json: bool, version: int | None
         print("the embedder has changed: all passages were embedded again")
     if done.snapshot is None:
         print(f"{done.collection}: nothing was indexed")
-    elif not done.embedded:
+    elif not done.published:
         print(f"{done.collection}: nothing changed, {done.unchanged} files are as they were "
               f"indexed; snapshot {done.snapshot} stays live")  # fmt: skip
     else:
@@ -290,13 +300,19 @@ def _details(info: CollectionInfo) -> str:
             "follows": str(manifest.parent or "none"),
             "holds": f"{_counts(info)}, {info.bytes / 1e6:.1f} MB",
             "embedder": f"{manifest.embedder}, {manifest.dimension} dimensions",
-            "vectors": f"FAISS {manifest.factory}, {manifest.metric}",
+            "vectors": f"FAISS {manifest.factory}, {manifest.metric}{_recall(manifest)}",
+            "mode": manifest.mode,
             "chunks": manifest.recipe,
         }
     others = [name for name in info.snapshots if name != info.snapshot]
     lines |= {"others": ", ".join(others) or "none"}
     lines |= {"REFUSED": info.refusal} if info.refusal else {"state": "good"}
     return "\n".join(f"{name + ':':12}{value}" for name, value in lines.items())
+
+
+def _recall(manifest: SnapshotManifest) -> str:
+    measured = (f"{each.recall:.3f} of {each.share:.0%}" for each in manifest.probing)
+    return f", recall@10 {', '.join(measured)}" if manifest.probing else ""
 
 
 def _counts(info: CollectionInfo) -> str:

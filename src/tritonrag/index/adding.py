@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tritonrag.artifacts import EmbedderManifest
 from tritonrag.chunking import Chunker, Passage
+from tritonrag.contract import DEFAULT_MODE
 from tritonrag.documents import (
     Failure,
     SourceFile,
@@ -26,7 +27,8 @@ from tritonrag.index.snapshot import Floats, Snapshot
 class Added:
     """What a run did; ``snapshot`` is the live one after it, None if there is none.
 
-    ``embedded`` counts passages; ``embedder_changed`` tells that all had to be embedded again.
+    ``embedded`` counts passages; ``embedder_changed`` tells that all had to be embedded again,
+    ``published`` that the run wrote the snapshot.
     """
 
     collection: str
@@ -37,6 +39,7 @@ class Added:
     passages: int = 0
     embedded: int = 0
     embedder_changed: bool = False
+    published: bool = False
     failures: list[Failure] = field(default_factory=list)
 
 
@@ -90,9 +93,11 @@ class Adder:
         chunker: Chunker,
         listener: Listener | None = None,
         live: EmbedderManifest | None = None,
+        mode: str | None = None,
     ) -> None:
         """``embedder`` must be the one that ``manifest`` describes.
 
+        ``mode`` is how the collection is searched unless a caller says; None leaves it as it is.
         ``live`` is another embedder, the one that the graph uses: a collection's documents are then
         those of its snapshot, which stays the collection's current one.
         """
@@ -102,6 +107,7 @@ class Adder:
         self._chunker = chunker
         self._listener = listener or Listener()
         self._live = live
+        self._mode = mode
 
     def add(self, collection: str, files: list[SourceFile]) -> Added:
         """Bring ``files`` into a collection; documents that it has besides them stay.
@@ -121,8 +127,10 @@ class Adder:
             report.embedder_changed = self._live is None and base is not own
             parts = self._parts(base, own, files, report)
             report.passages = len(own) if own else 0
-            if [part.record for part in parts] != (own.documents if own else []):
-                self._publish(folder, own, parts, report)
+            mode = self._mode or _mode(own or base)
+            new = [part.record for part in parts] != (own.documents if own else [])
+            if new or (own is not None and (own.outdated or own.manifest.mode != mode)):
+                self._publish(folder, own, parts, report, mode)
             return report
 
     def _opened(self, folder: Path) -> tuple[Snapshot | None, Snapshot | None]:
@@ -172,7 +180,7 @@ class Adder:
         return _Part(record, passages=passages)
 
     def _publish(
-        self, folder: Path, own: Snapshot | None, parts: list[_Part], report: Added
+        self, folder: Path, own: Snapshot | None, parts: list[_Part], report: Added, mode: str
     ) -> None:
         texts = [
             self._chunker.embedded_text(passage)
@@ -189,9 +197,11 @@ class Adder:
             documents=[part.record for part in parts],
             passages=(line for part in parts for line in part.lines()),
             vectors=_vectors(own, parts, new),
+            mode=mode,
         )
         manifest = store.publish(folder, contents, current=self._live is None)
         report.snapshot = manifest.snapshot
+        report.published = True
         report.passages = manifest.passages
         report.embedded = len(texts)
 
@@ -199,6 +209,10 @@ class Adder:
 def _open(folder: Path, embedder: EmbedderManifest) -> Snapshot | None:
     name = layout.current(folder, embedder.sha256)
     return Snapshot.open(folder / name) if name else None
+
+
+def _mode(snapshot: Snapshot | None) -> str:
+    return snapshot.manifest.mode if snapshot else DEFAULT_MODE
 
 
 def _kept_parts(snapshot: Snapshot | None) -> Iterator[_Part]:

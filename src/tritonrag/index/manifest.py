@@ -171,5 +171,6 @@ def _check_version(values: dict[str, Any]) -> None:
 
 def _check_contents(manifest: SnapshotManifest, name: str) -> None:
     missing = [file for file in DATA_FILES if file not in manifest.files]
+    missing += [file for file in manifest.files if Path(file).name != file]
     if missing or manifest.snapshot != name.removeprefix(UNFINISHED) or manifest.metric != METRIC:
         raise damaged(name, f"its {MANIFEST} contradicts its folder")

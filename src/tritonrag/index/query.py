@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tritonrag.contract import DEFAULT_COLLECTION, DEFAULT_TOP_K, MODES
+from tritonrag.contract import DEFAULT_COLLECTION, DEFAULT_TOP_K
 from tritonrag.errors import InvalidRequest
 from tritonrag.index.filters import Filter
-from tritonrag.limits import check_count
+from tritonrag.limits import check_count, check_mode
 
 Floats = npt.NDArray[np.float32]
 
@@ -52,8 +52,7 @@ def check_query(query: Query, dimension: int) -> None:
         InvalidRequest: a field is out of its range; the message names it and what is allowed.
     """
     check_count("top_k", query.top_k)
-    if query.mode is not None and query.mode not in MODES:
-        raise InvalidRequest(f"mode: {query.mode[:80]!r} is not one of {', '.join(MODES)}")
+    check_mode("mode", query.mode)
     _check_range("min_score", query.min_score, -1.0)
     _check_range("diversity", query.diversity, 0.0)
     if query.embedding.shape != (dimension,):

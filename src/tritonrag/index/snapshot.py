@@ -21,6 +21,7 @@ from tritonrag.index.bm25 import Bm25
 from tritonrag.index.filters import FIELDS, Filter
 from tritonrag.index.manifest import (
     DOCUMENTS,
+    FORMAT_VERSION,
     OFFSETS,
     PASSAGES,
     DocumentRecord,
@@ -95,6 +96,13 @@ class Snapshot:
     def name(self) -> str:
         """The snapshot's name."""
         return self.manifest.snapshot
+
+    @property
+    def outdated(self) -> bool:
+        """Whether writing it again would add to it: an earlier release wrote it."""
+        return self.manifest.format_version < FORMAT_VERSION or (
+            self.bm25 is None and len(self) > 0
+        )
 
     def __len__(self) -> int:
         """Return the number of passages."""
