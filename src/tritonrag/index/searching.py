@@ -95,10 +95,14 @@ def search(snapshot: Snapshot, queries: Sequence[Query], allowed: Allowed | None
 _NONE = np.empty(0, np.int64), np.empty(0, np.float32), np.empty(0, np.float32)
 
 
+def _pool(query: Query) -> int:
+    """Return how many candidates are looked at to make a list of ``top_k``."""
+    chosen = query.diversity > 0 or query.merge
+    return POOL * query.top_k + SPARE if chosen else query.top_k + SPARE
+
+
 def _depth(query: Query, mode: str) -> int:
-    pooled = query.diversity > 0 or query.merge
-    depth = POOL * query.top_k + SPARE if pooled else query.top_k + SPARE
-    return depth if mode == DENSE else max(depth, FUSED)
+    return _pool(query) if mode == DENSE else max(_pool(query), FUSED)
 
 
 def _nearest(
@@ -137,13 +141,17 @@ def _with_words(
     by_number = dict(zip(numbers.tolist(), scores.tolist(), strict=True))
     if mode == HYBRID:
         numbers, scores = fusion.reciprocal_rank_fusion([dense.numbers, numbers])
-    cosines = snapshot.dense.rows[numbers] @ query.embedding.astype(np.float32)
+    if query.min_score <= -1:
+        numbers, scores = numbers[: _pool(query)], scores[: _pool(query)]
+    # Not `@`: BLAS would wake threads for it, which takes longer than the work.
+    cosines = np.einsum("nd,d->n", snapshot.dense.rows[numbers], query.embedding)
     return Candidates(numbers, scores, cosines, by_number)
 
 
 def _result(snapshot: Snapshot, query: Query, mode: str, found: Candidates) -> Result:
     if query.min_score > -1:
         found = found.at(found.cosines >= query.min_score)
+    found = found.at(slice(_pool(query)))
     pooled = query.diversity > 0 or query.merge
     rows = snapshot.dense.rows[found.numbers]
     similarity = rows @ rows.T

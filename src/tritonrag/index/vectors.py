@@ -54,7 +54,7 @@ class Vectors:
         """Take a FAISS index of ``rows``; ``probing`` is how to search it if it is approximate."""
         # The stubs of FAISS know neither its kinds of index nor their constructors in Python.
         self._index: Any = index
-        self.rows = rows
+        self.rows = np.asarray(rows)
         self._probing = sorted(probing, key=lambda each: each.share)
 
     @classmethod
