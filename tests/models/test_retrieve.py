@@ -99,6 +99,10 @@ def test_a_filter_narrows_the_search(model: pb_fake.Served) -> None:
         ({"filter": ["{"]}, "INVALID_ARG", "filter: not JSON"),
         ({"filter": ["[" * 9000]}, "INVALID_ARG", "filter: not JSON"),
         ({"filter": ['{"colour": "red"}']}, "INVALID_ARG", "unknown field 'colour'"),
+        ({"mode": ["fuzzy"]}, "INVALID_ARG", "mode: 'fuzzy' is not one of dense, sparse, hybrid"),
+        ({"mode": ["hybrid"]}, "INVALID_ARG", "question: is missing; mode 'hybrid'"),
+        ({"min_score": [-2.0]}, "INVALID_ARG", "min_score: -2 is not in -1 to 1"),
+        ({"diversity": [np.nan]}, "INVALID_ARG", "diversity: nan is not in 0 to 1"),
         ({"embedding": [[1.0, 0.0]]}, "INVALID_ARG", "the index has vectors of [4]"),
         ({"embedding": [[np.nan] * 4]}, "INVALID_ARG", "not a finite number"),
     ],
@@ -114,6 +118,28 @@ def test_a_bad_request_fails_alone(
     assert [answer.code for answer in answers] == ["", code, ""]
     assert message in answers[1].message
     assert texts_of(answers[2]) == [["zero"]]
+
+
+def test_rows_of_one_batch_have_modes_of_their_own(model: pb_fake.Served) -> None:
+    (answer,) = model.infer(
+        model.request(
+            embedding=[UNIT[0], UNIT[0], UNIT[0]],
+            question=["two", "two", "two"],
+            mode=["dense", "sparse", "hybrid"],
+            top_k=[1, 3, 3],
+        )
+    )
+
+    assert texts_of(answer) == [["zero", "", ""], ["two", "", ""], ["two", "zero", "éins"]]
+
+
+def test_a_threshold_is_each_rows_own(model: pb_fake.Served) -> None:
+    (answer,) = model.infer(
+        model.request(embedding=[UNIT[0], UNIT[0]], min_score=[0.5, -1.0], merge=[True, False])
+    )
+
+    assert texts_of(answer)[0] == ["zero", "", ""]
+    assert len(set(texts_of(answer)[1])) == 3
 
 
 def test_nothing_indexed_gives_no_passages(repository: Path, index_dir: Path) -> None:

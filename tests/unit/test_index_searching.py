@@ -14,7 +14,7 @@ from index_samples import DIMENSION, HashEmbedder, manifest, tokenizer, vector, 
 from tritonrag.chunking import Chunker, ChunkSettings
 from tritonrag.documents import find_files
 from tritonrag.errors import InvalidRequest
-from tritonrag.index import EmbedderId, Query, Retriever, Snapshot, layout, store, tuning
+from tritonrag.index import EmbedderId, Query, Retriever, Snapshot, layout, store, vectors
 from tritonrag.index.adding import Added, Adder
 from tritonrag.index.manifest import DocumentRecord
 from tritonrag.index.searching import search
@@ -25,10 +25,10 @@ UNIT = np.eye(DIMENSION, dtype=np.float32)
 def publish(
     index_dir: Path,
     documents: Sequence[tuple[str, Sequence[tuple[str, str]]]],
-    vectors: Sequence[Any],
+    rows: Sequence[Any],
     **more: Any,
 ) -> Snapshot:
-    """Publish documents of (section, text)s; passage i has the i-th of the vectors."""
+    """Publish documents of (section, text)s; passage i has the i-th of the rows."""
     lines = [
         json.dumps({"id": f"{source}#{at}", "text": text, "source": source, "title": source,
                     "location": section, "start": 10 * at, "end": 10 * at + 12}).encode()
@@ -37,7 +37,7 @@ def publish(
     contents = store.Contents(
         EmbedderId.of(manifest()), DIMENSION, "r",
         [DocumentRecord(source, source, "0", "r", len(parts)) for source, parts in documents],
-        lines, [np.array(vectors, np.float32).reshape(-1, DIMENSION)], **more,
+        lines, [np.array(rows, np.float32).reshape(-1, DIMENSION)], **more,
     )  # fmt: skip
     with store.writing(index_dir, "default") as folder:
         return Snapshot.open(folder / store.publish(folder, contents).snapshot)
@@ -158,8 +158,8 @@ def test_a_threshold_is_of_the_similarity_in_every_mode(snapshot: Snapshot, mode
 def test_near_duplicates_make_room_for_others(tmp_path: Path) -> None:
     text = "All employees receive leave from their first day on, in full."
     parts = [("A", text), ("A", text.upper()), ("A", text + " 30"), ("A", "something else")]
-    vectors = [near(0.9, 1), near(0.89, 1), near(0.88, 1), near(0.5, 2)]
-    snapshot = publish(tmp_path, [("a", parts)], vectors)
+    rows = [near(0.9, 1), near(0.89, 1), near(0.88, 1), near(0.5, 2)]
+    snapshot = publish(tmp_path, [("a", parts)], rows)
     assert ids(ask(snapshot, top_k=3)) == ["a#0", "a#2", "a#3"]
 
 
@@ -175,8 +175,8 @@ def test_neighbours_of_one_section_are_merged(tmp_path: Path) -> None:
         ("a", [("A", "One. Two."), ("A", "Two. Three."), ("Other", "Four.")]),
         ("b", [("A", "Five.")]),
     ]
-    vectors = [near(0.7, 1), near(0.9, 2), near(0.8, 3), near(0.6, 4)]
-    found = ask(publish(tmp_path, documents, vectors), merge=True)
+    rows = [near(0.7, 1), near(0.9, 2), near(0.8, 3), near(0.6, 4)]
+    found = ask(publish(tmp_path, documents, rows), merge=True)
     assert [(each["id"], each["text"]) for each in found] == [
         ("a#0", "One. Two. Three."), ("a#2", "Four."), ("b#0", "Five."),
     ]  # fmt: skip
@@ -205,11 +205,11 @@ def many(
                         for at in range(6)])
         for number in range(100)
     ]  # fmt: skip
-    vectors = [vector(f"{number}") for number in range(600)]
+    rows = [vector(f"{number}") for number in range(600)]
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "approximate":
-            patch.setattr(tuning, "EXACT_UP_TO", 100)
-        yield publish(tmp_path_factory.mktemp("many"), documents, vectors)
+            patch.setattr(vectors, "EXACT_UP_TO", 100)
+        yield publish(tmp_path_factory.mktemp("many"), documents, rows)
 
 
 def test_the_larger_index_is_used(many: Snapshot) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tritonrag.index import tuning, vectors
+from tritonrag.index.manifest import Probing
 from tritonrag.index.vectors import Allowed, Floats, Vectors
 
 COUNT, DIMENSION = 6000, 24
@@ -55,9 +56,16 @@ def masks() -> dict[str, np.ndarray]:  # type: ignore[type-arg]
 
 @pytest.mark.parametrize("name", masks())
 @pytest.mark.parametrize("k", [1, 10, 150])
+@pytest.mark.parametrize("exact_up_to", [0, 1000])
 def test_only_allowed_passages_are_found_and_as_many_as_wanted(
-    rows: Floats, searched: Vectors, name: str, k: int
+    rows: Floats,
+    searched: Vectors,
+    name: str,
+    k: int,
+    exact_up_to: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(vectors, "EXACT_UP_TO", exact_up_to)
     mask = masks()[name]
     queries = rows[::997]
     scores, ids = searched.search(queries, k, Allowed(mask))
@@ -90,24 +98,25 @@ def test_the_tuned_recall_holds_for_other_queries(rows: Floats, quantised: Vecto
 def test_a_narrow_filter_far_from_the_question_is_filled_by_searching_every_list(
     rows: Floats, quantised: Vectors, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(vectors, "FEW", 0)
+    monkeypatch.setattr(vectors, "EXACT_UP_TO", 0)
     allowed = Allowed(masks()["one cluster"])
     found = quantised.search(rows[:1], 10, allowed)[1][0].tolist()
     assert sorted(found) == sorted(naive(rows, rows[0], allowed.mask, 10))
 
 
-def test_more_lists_are_searched_where_less_is_allowed(quantised: Vectors) -> None:
-    lists = [quantised.lists(share) for share in (1.0, 0.99, 0.1, 0.05, 0.01, 0.001, 1e-6)]
-    assert lists == sorted(lists)
-    assert lists[-1] == 64
+def test_lists_are_those_of_the_next_lower_share_tuned_for(rows: Floats) -> None:
+    probing = [Probing(1.0, 8, 0.99), Probing(0.02, 64, 0.98), Probing(0.1, 16, 0.99)]
+    tuned = Vectors(tuning.build("IVF64,SQ8", rows), rows, probing)
+    assert [tuned.lists(share) for share in (1.0, 0.99, 0.1, 0.09, 0.02)] == [8, 16, 16, 64, 64]
 
 
 def test_the_factory_grows_with_the_passages() -> None:
-    made = {count: tuning.factory_for(count) for count in (0, 50_000, 50_001, 1_000_000)}
-    assert made == {0: "Flat", 50_000: "Flat", 50_001: "IVF1024,SQ8", 1_000_000: "IVF4096,SQ8"}
+    made = {count: tuning.factory_for(count) for count in (0, 20_000, 20_001, 1_000_000)}
+    assert made == {0: "Flat", 20_000: "Flat", 20_001: "IVF512,SQ8", 1_000_000: "IVF4096,SQ8"}
 
 
 def test_the_tuning_states_what_it_measured(quantised: Vectors, tmp_path: Path) -> None:
+    assert tuning.shares_for(1_000_000) == (1.0, 0.1, 0.02)
     probing = tuning.tuned(quantised.index, quantised.rows)
-    assert [each.share for each in probing] == list(tuning.SHARES)
+    assert [each.share for each in probing] == [1.0, 0.1]
     assert all(each.recall >= tuning.TARGET_RECALL or each.lists == 64 for each in probing)

@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 NOTICED_S = 10.0
 """How long the server may take to notice the collection."""
 
+BATCH_TEXTS = 8
+"""Texts per request: whole documents are as long as the embedder takes, and a request that waits in
+the server's queue for 5 seconds is refused."""
+
 CLIENTS = 8
 """Questions at a time."""
 
@@ -121,7 +125,11 @@ def _contents(
     with indexing_progress() as listener:
         listener.embedding(len(kept))
         vectors = embed_all(
-            client, [texts[each.id] for each in kept], embedder.dimension, listener.embedded
+            client,
+            [texts[each.id] for each in kept],
+            embedder.dimension,
+            listener.embedded,
+            batch_texts=BATCH_TEXTS,
         )
     return Contents(
         embedder=EmbedderId.of(embedder),

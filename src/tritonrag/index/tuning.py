@@ -10,11 +10,9 @@ from typing import Any
 import faiss
 import numpy as np
 
+from tritonrag.index import vectors
 from tritonrag.index.manifest import FLAT, Probing
 from tritonrag.index.vectors import Allowed, Floats, Ids, Mask, Vectors
-
-EXACT_UP_TO = 50_000
-"""So many vectors are searched exactly: a question takes 2 ms of one core."""
 
 TRAINING_PER_LIST = 40
 """Vectors that the centre of a list is learnt from; FAISS warns below 39."""
@@ -24,8 +22,8 @@ QUERIES = 256
 DEPTH = 10
 """The recall is recall@10."""
 
-SHARES = (1.0, 0.1, 0.01)
-"""Of the passages that a filter keeps: each is tuned for."""
+LEAST_LISTS = 4
+"""Fewer would save nothing."""
 
 NOISE = 1.0
 """Length of the random vector added to a passage's to make a query: their cosine is 0.71, as that
@@ -36,7 +34,7 @@ _SEED = 0
 
 def factory_for(count: int) -> str:
     """Return the FAISS factory string for ``count`` vectors: exact, or lists of bytes."""
-    if count <= EXACT_UP_TO:
+    if count <= vectors.EXACT_UP_TO:
         return FLAT
     lists = 1 << round(np.log2(4 * np.sqrt(count)))
     return f"IVF{lists},SQ8"
@@ -61,8 +59,15 @@ def tuned(index: Any, rows: Floats) -> tuple[Probing, ...]:
     random = np.random.default_rng(_SEED)
     queries = _queries(rows, random)
     return tuple(
-        _tuned(index, rows, queries, share, random.random(len(rows)) < share) for share in SHARES
+        _tuned(index, rows, queries, share, random.random(len(rows)) < share)
+        for share in shares_for(len(rows))
     )
+
+
+def shares_for(count: int) -> tuple[float, ...]:
+    """Return which shares of the passages to tune for: all, a tenth, and the least not exact."""
+    least = vectors.EXACT_UP_TO / count
+    return (1.0, 0.1, round(least, 4)) if least < 0.1 else (1.0, 0.1)
 
 
 def _tuned(index: Any, rows: Floats, queries: Floats, share: float, mask: Mask) -> Probing:
@@ -70,13 +75,13 @@ def _tuned(index: Any, rows: Floats, queries: Floats, share: float, mask: Mask) 
     kept = rows if allowed is None else rows[allowed.numbers]
     _, nearest = faiss.knn(queries, kept, DEPTH, faiss.METRIC_INNER_PRODUCT)
     nearest = nearest if allowed is None else allowed.numbers[nearest]
-    for power in range(index.nlist.bit_length()):
-        lists = min(1 << power, index.nlist)
+    lists = LEAST_LISTS
+    while True:
         _, found = Vectors(index, rows).probed(queries, DEPTH, lists, allowed)
         recall = recall_of(found, nearest)
-        if recall >= TARGET_RECALL:
-            break
-    return Probing(share, lists, round(recall, 4))
+        if recall >= TARGET_RECALL or lists >= index.nlist:
+            return Probing(share, lists, round(recall, 4))
+        lists *= 2
 
 
 def recall_of(found: Ids, nearest: Ids) -> float:

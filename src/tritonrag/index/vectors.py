@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,11 @@ Floats = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
-FEW = 2048
-"""So few passages are compared one by one rather than looked up in lists."""
+EXACT_UP_TO = 20_000
+"""So many vectors are searched exactly: a question takes a millisecond of one core."""
+
+KEPT_ROWS = 8
+"""Filters whose passages' vectors are kept side by side, at most 31 MB each in 384 dimensions."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,8 +57,10 @@ class Vectors:
         """Take a FAISS index of ``rows``; ``probing`` is how to search it if it is approximate."""
         # The stubs of FAISS know neither its kinds of index nor their constructors in Python.
         self._index: Any = index
-        self.rows = np.asarray(rows)
+        self.rows = rows = np.asarray(rows)
         self._probing = sorted(probing, key=lambda each: each.share)
+        # Without `self`, which would keep the memory until the garbage is collected.
+        self._rows_of = lru_cache(KEPT_ROWS)(lambda allowed: rows[allowed.numbers])
 
     @classmethod
     def open(cls, folder: Path, manifest: SnapshotManifest) -> Vectors:
@@ -103,8 +108,8 @@ class Vectors:
                 embeddings, k, params=_parameters(allowed)
             )
             return found
-        if allowed is not None and allowed.count <= FEW:
-            return self._one_by_one(embeddings, min(k, allowed.count), allowed.numbers)
+        if allowed is not None and allowed.count <= EXACT_UP_TO:
+            return self._among(embeddings, min(k, allowed.count), allowed)
         available = len(self) if allowed is None else allowed.count
         scores, ids = self.probed(embeddings, k, self.lists(available / len(self)), allowed)
         short = ids[:, min(k, available) - 1] < 0
@@ -116,16 +121,16 @@ class Vectors:
     def lists(self, share: float) -> int:
         """Return how many inverted lists are searched where ``share`` of the passages is allowed.
 
-        That of the next lower share for which it was tuned; below the least it grows in proportion.
+        That of the next lower share for which it was tuned.
         """
-        least = self._probing[0]
-        if share < least.share:
-            return min(int(least.lists * least.share / share) + 1, int(self._index.nlist))
-        return next(each.lists for each in reversed(self._probing) if each.share <= share)
+        tuned = (each.lists for each in reversed(self._probing) if each.share <= share)
+        return next(tuned, self._probing[0].lists)
 
-    def _one_by_one(self, embeddings: Floats, k: int, numbers: Ids) -> tuple[Floats, Ids]:
-        scores, places = faiss.knn(embeddings, self.rows[numbers], k, faiss.METRIC_INNER_PRODUCT)
-        return scores, numbers[places]
+    def _among(self, embeddings: Floats, k: int, allowed: Allowed) -> tuple[Floats, Ids]:
+        """Search exactly among the few that a filter allows."""
+        rows = self._rows_of(allowed)
+        scores, places = faiss.knn(embeddings, rows, k, faiss.METRIC_INNER_PRODUCT)
+        return scores, allowed.numbers[places]
 
     def probed(
         self, embeddings: Floats, k: int, lists: int, allowed: Allowed | None
