@@ -22,6 +22,9 @@ QUERIES = 256
 DEPTH = 10
 """The recall is recall@10."""
 
+RUN = 10
+"""Passages of a document, in what a filter keeps."""
+
 LEAST_LISTS = 4
 """Fewer would save nothing."""
 
@@ -54,12 +57,13 @@ def tuned(index: Any, rows: Floats) -> tuple[Probing, ...]:
     """Return how many lists to search for a recall@10 of 0.98, with the recall measured.
 
     The queries are passages' vectors with noise: held out of the training by the noise alone. What
-    is nearest to them is found by exact search. A filter is a random choice of the passages.
+    is nearest to them is found by exact search. A filter is a random choice of runs of passages, as
+    one of documents is: it may leave nothing of what lies nearest.
     """
     random = np.random.default_rng(_SEED)
     queries = _queries(rows, random)
     return tuple(
-        _tuned(index, rows, queries, share, random.random(len(rows)) < share)
+        _tuned(index, rows, queries, share, _runs(len(rows), share, random))
         for share in shares_for(len(rows))
     )
 
@@ -88,6 +92,10 @@ def recall_of(found: Ids, nearest: Ids) -> float:
     """Return the mean share of each row of ``nearest`` that is in the row of ``found``."""
     hits = [len(np.intersect1d(one, other)) for one, other in zip(found, nearest, strict=True)]
     return float(np.mean(hits) / nearest.shape[1])
+
+
+def _runs(count: int, share: float, random: np.random.Generator) -> Mask:
+    return np.repeat(random.random(-(-count // RUN)) < share, RUN)[:count]
 
 
 def _queries(rows: Floats, random: np.random.Generator) -> Floats:
