@@ -209,6 +209,7 @@ def many(
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "approximate":
             patch.setattr(vectors, "EXACT_UP_TO", 100)
+            patch.setattr(vectors, "AMONG_UP_TO", 50)
         yield publish(tmp_path_factory.mktemp("many"), documents, rows)
 
 

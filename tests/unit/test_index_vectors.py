@@ -65,7 +65,7 @@ def test_only_allowed_passages_are_found_and_as_many_as_wanted(
     exact_up_to: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(vectors, "EXACT_UP_TO", exact_up_to)
+    monkeypatch.setattr(vectors, "AMONG_UP_TO", exact_up_to)
     mask = masks()[name]
     queries = rows[::997]
     scores, ids = searched.search(queries, k, Allowed(mask))
@@ -98,7 +98,7 @@ def test_the_tuned_recall_holds_for_other_queries(rows: Floats, quantised: Vecto
 def test_a_narrow_filter_far_from_the_question_is_filled_by_searching_every_list(
     rows: Floats, quantised: Vectors, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(vectors, "EXACT_UP_TO", 0)
+    monkeypatch.setattr(vectors, "AMONG_UP_TO", 0)
     allowed = Allowed(masks()["one cluster"])
     found = quantised.search(rows[:1], 10, allowed)[1][0].tolist()
     assert sorted(found) == sorted(naive(rows, rows[0], allowed.mask, 10))
@@ -116,7 +116,7 @@ def test_the_factory_grows_with_the_passages() -> None:
 
 
 def test_the_tuning_states_what_it_measured(quantised: Vectors, tmp_path: Path) -> None:
-    assert tuning.shares_for(1_000_000) == (1.0, 0.1, 0.02)
+    assert tuning.shares_for(1_000_000) == (1.0, 0.1, 0.05)
     probing = tuning.tuned(quantised.index, quantised.rows)
     assert [each.share for each in probing] == [1.0, 0.1]
     assert all(each.recall >= tuning.TARGET_RECALL or each.lists == 64 for each in probing)

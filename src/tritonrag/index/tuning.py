@@ -70,8 +70,9 @@ def tuned(index: Any, rows: Floats) -> tuple[Probing, ...]:
 
 def shares_for(count: int) -> tuple[float, ...]:
     """Return which shares of the passages to tune for: all, a tenth, and the least not exact."""
-    least = vectors.EXACT_UP_TO / count
-    return (1.0, 0.1, round(least, 4)) if least < 0.1 else (1.0, 0.1)
+    least = vectors.AMONG_UP_TO / count
+    wide = (1.0, vectors.NARROW)
+    return (*wide, round(least, 4)) if least < vectors.NARROW else wide
 
 
 def _tuned(index: Any, rows: Floats, queries: Floats, share: float, mask: Mask) -> Probing:
