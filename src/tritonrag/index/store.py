@@ -235,14 +235,16 @@ def _write_vectors(
 
 
 def _write_rows(path: Path, blocks: Iterable[Floats], shape: tuple[int, int]) -> Floats:
-    """Write vectors to a file without holding all of them, and return them mapped into memory."""
-    rows: Floats = np.lib.format.open_memmap(  # type: ignore[no-untyped-call]
-        path, "w+", np.float32, shape
-    )
-    at = 0
-    for block in blocks:
-        rows[at : at + len(block)] = block
-        at += len(block)
+    """Write vectors to a file without holding all of them, and return them mapped into memory.
+
+    Not written through the map: where the disk is full, that would kill the process.
+    """
+    header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)  # type: ignore[no-untyped-call]
+        for block in blocks:
+            file.write(np.ascontiguousarray(block, "<f4").data)
+    rows: Floats = np.load(path, mmap_mode="r", allow_pickle=False)
     return rows
 
 
