@@ -38,7 +38,8 @@ from provenance import provenance, stem
 from tritonrag.artifacts import EmbedderManifest
 from tritonrag.chunking import Chunker, ChunkSettings
 from tritonrag.client import Client
-from tritonrag.documents import content_hash, find_files, read_file
+from tritonrag.corpus import find_files
+from tritonrag.documents import content_hash, read_file
 from tritonrag.errors import SetupError, TritonragError
 from tritonrag.index.embedding import embed_groups
 from tritonrag.parsing import Cut, Job, ParserPool
@@ -130,7 +131,7 @@ def _unpacked(corpora: Path, folder: Path, limit: int | None) -> Path:
         raise SetupError(f"{corpora}: no archives there; name their folder with --corpora")
     for archive in archives:
         shutil.unpack_archive(archive, folder)
-    files, _ = find_files([folder])
+    files = find_files([folder]).files
     step = max(len(files) // limit, 1) if limit else 1
     kept = {file.path for file in files[::step][:limit]}
     for file in files:
@@ -142,7 +143,7 @@ def _unpacked(corpora: Path, folder: Path, limit: int | None) -> Path:
 def _texts(documents: Path, repository: Path) -> tuple[list[str], float]:
     """Return the texts of all passages, and the seconds that one process takes to cut them."""
     say("parsing, to have the passages …")
-    files, _ = find_files([documents])
+    files = find_files([documents]).files
     chunker = Chunker.of(repository, ChunkSettings(), live_version(repository, EMBED))
     started = time.perf_counter()
     with ParserPool(chunker, workers=1) as parsers:
@@ -176,7 +177,7 @@ def _index_add(each: Served, documents: Path) -> Command:
 
 def _change(documents: Path) -> None:
     """Add a section to one file of middle size."""
-    files, _ = find_files([documents])
+    files = find_files([documents]).files
     middle = sorted(files, key=lambda file: file.path.stat().st_size)[len(files) // 2]
     with middle.path.open("a", encoding="utf-8") as opened:
         opened.write(ADDED_SECTION)

@@ -59,6 +59,12 @@ DEFAULT_COLLECTION = "default"
 COLLECTION_PATTERN = r"[a-z0-9][a-z0-9_-]{0,63}"
 """What a collection may be called (a folder name on every file system)."""
 
+DENSE, SPARSE, HYBRID = MODES = ("dense", "sparse", "hybrid")
+"""``dense``: by embedding. ``sparse``: by words, BM25. ``hybrid``: both, fused by rank."""
+
+DEFAULT_MODE = DENSE
+"""How a collection is searched that states nothing else."""
+
 ROLES = ("query", "passage")
 """What a text is to the embedder: some models put a different prefix before each."""
 
@@ -112,6 +118,7 @@ EMBEDDING = TensorSpec("embedding", "FP32", (-1,), "L2-normalised embedding")
 QUESTION = TensorSpec(
     "question", "STRING", (1,), f"question, UTF-8, not blank, at most {MAX_QUESTION_BYTES} bytes"
 )
+QUESTION_OF_SEARCH = _optional(QUESTION)
 COLLECTION = TensorSpec(
     "collection", "STRING", (1,), f"collection to search (default `{DEFAULT_COLLECTION}`)", True
 )
@@ -137,11 +144,35 @@ GROUPS = TensorSpec(
     "tags are found by callers in one of them only, the others by everyone (default: none). For "
     "the gateway to set, from who the caller is: the server believes it", True,
 )  # fmt: skip
+MODE = TensorSpec(
+    "mode", "STRING", (1,),
+    "`dense`: by embedding, `sparse`: by words (BM25), `hybrid`: both rankings fused (default: the "
+    f"collection's, `{DEFAULT_MODE}` unless it was indexed with another)", True,
+)  # fmt: skip
+MIN_SCORE = TensorSpec(
+    "min_score", "FP32", (1,),
+    "least cosine similarity of a passage to the question in any mode, -1 (default) to 1", True,
+)  # fmt: skip
+DIVERSITY = TensorSpec(
+    "diversity", "FP32", (1,),
+    "how much a passage like those before it is put back (maximal marginal relevance), 0 (default, "
+    "not at all) to 1", True,
+)  # fmt: skip
+MERGE = TensorSpec(
+    "merge", "BOOL", (1,),
+    "true: neighbouring passages of one section become one, with their ids in `merged`", True,
+)  # fmt: skip
 PASSAGES = TensorSpec(
     "passages", "STRING", (-1,),
-    "one JSON object per passage, best first: `id`, `text`, `source`, `title`, `location`, `score`",
+    "one JSON object per passage, best first: `id`, `text`, `source`, `title`, `location`, "
+    "`score`; unless the mode is `dense` also its cosine similarity, `dense_score`, and if it has "
+    "a word of the question its BM25 score, `sparse_score`",
 )  # fmt: skip
-SCORES = TensorSpec("scores", "FP32", (-1,), "cosine similarity of each passage")
+SCORES = TensorSpec(
+    "scores", "FP32", (-1,),
+    "`score` of each passage: in mode `dense` its cosine similarity, in `sparse` its BM25 score, "
+    "in `hybrid` the sum of its reciprocal ranks, 1 for the first of both rankings",
+)  # fmt: skip
 RERANKED = TensorSpec(
     "passages", "STRING", (-1,),
     "the best `top_k` of the passages, best first: `score` is the reranker's, `retrieval_score` "
@@ -200,8 +231,9 @@ USAGE = TensorSpec(
     "`time_to_first_token_ms`, `total_ms`; before that empty",
 )  # fmt: skip
 
-_SEARCH_OPTIONS = (COLLECTION, TOP_K, FILTER, GROUPS)
-_RERANKED_SEARCH_OPTIONS = (COLLECTION, TOP_K, RETRIEVE_K, FILTER, GROUPS)
+_LISTING = (MODE, MIN_SCORE, DIVERSITY, MERGE)
+_SEARCH_OPTIONS = (COLLECTION, TOP_K, FILTER, GROUPS, *_LISTING)
+_RERANKED_SEARCH_OPTIONS = (COLLECTION, TOP_K, RETRIEVE_K, FILTER, GROUPS, *_LISTING)
 _SAMPLING = (MAX_TOKENS, TEMPERATURE, TOP_P, TOP_K_SAMPLING, SEED, STOP, GROUNDING)
 _STREAM = (ANSWER, FIRST_CITATIONS, FINISH_REASON, USAGE)
 
@@ -217,8 +249,9 @@ MODELS: dict[str, ModelSpec] = {
             (INPUT_IDS, ATTENTION_MASK), (SENTENCE_EMBEDDING,),
         ),
         ModelSpec(
-            "retrieve", "python", "Embedding to passages, one FAISS search for the whole batch.",
-            (EMBEDDING, _optional(QUESTION), *_RERANKED_SEARCH_OPTIONS), (PASSAGES, SCORES),
+            "retrieve", "python",
+            "Embedding, or question, to passages; one FAISS search for the whole batch.",
+            (EMBEDDING, QUESTION_OF_SEARCH, *_RERANKED_SEARCH_OPTIONS), (PASSAGES, SCORES),
         ),
         ModelSpec(
             RERANK, "python",

@@ -1,8 +1,8 @@
-"""How many passages a caller may ask for, and how many are found for the reranker."""
+"""What a caller may ask of a search: how many passages, by what, how many for the reranker."""
 
 from __future__ import annotations
 
-from tritonrag.contract import MAX_TOP_K, MIN_TOP_K
+from tritonrag.contract import MAX_TOP_K, MIN_TOP_K, MODES
 from tritonrag.errors import InvalidRequest
 
 
@@ -14,6 +14,16 @@ def check_count(name: str, count: int) -> None:
     """
     if not MIN_TOP_K <= count <= MAX_TOP_K:
         raise InvalidRequest(f"{name}: {count} is not in {MIN_TOP_K} to {MAX_TOP_K}")
+
+
+def check_mode(name: str, mode: str | None) -> None:
+    """Check how to search; ``name`` is the field that it came in, None leaves it to the server.
+
+    Raises:
+        InvalidRequest: there is no such mode.
+    """
+    if mode is not None and mode not in MODES:
+        raise InvalidRequest(f"{name}: {mode[:80]!r} is not one of {', '.join(MODES)}")
 
 
 def passages_to_find(top_k: int, retrieve_k: int | None, least: int) -> int:

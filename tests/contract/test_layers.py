@@ -13,9 +13,19 @@ PACKAGE = Path(__file__).parents[2] / "src/tritonrag"
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"contract", "errors"}),
     frozenset({"confinement", "limits", "metadata", "scheduling", "settings", "versions"}),
-    frozenset({"artifacts", "formats", "fusion", "llm_config", "monitoring", "overlap", "quoting"}),
+    frozenset({"artifacts", "formats", "llm_config", "monitoring", "overlap", "quoting"}),
     frozenset(
-        {"documents", "generation", "prompting", "rollout", "sources", "tokenizing", "units"}
+        {
+            "documents",
+            "evaluation",
+            "fusion",
+            "generation",
+            "prompting",
+            "rollout",
+            "sources",
+            "tokenizing",
+            "units",
+        }
     ),
     frozenset({"chunking", "corpus", "exporting", "reranking"}),
     frozenset({"parsing"}),
@@ -38,6 +48,8 @@ ONLY = {
     "onnxruntime_genai": {"engines"},
     "openai": {"engines"},
     "faiss": {"index"},
+    "bm25s": {"index"},
+    "pytrec_eval": {"evaluation"},
     "typer": {"cli"},
     "psutil": {"server"},
     "bs4": {"formats"},

@@ -7,7 +7,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ import pytest
 from tiny_artifacts import embedder, write_snapshot
 
 from tritonrag.contract import DEFAULT_RETRIEVE_K, RERANK
+from tritonrag.index import layout
+from tritonrag.index.manifest import SnapshotManifest
 
 UNIT = np.eye(4, dtype=np.float32).tolist()
 
@@ -140,6 +142,10 @@ def test_a_filter_narrows_the_search(model: pb_fake.Served) -> None:
         ({"filter": ['{"source": {"$is": 1}}']}, "INVALID_ARG", "unknown operator '$is'"),
         ({"groups": ["hr"]}, "INVALID_ARG", "groups: not JSON"),
         ({"groups": [b"\xff"]}, "INVALID_ARG", "groups: is not UTF-8"),
+        ({"mode": ["fuzzy"]}, "INVALID_ARG", "mode: 'fuzzy' is not one of dense, sparse, hybrid"),
+        ({"mode": ["hybrid"]}, "INVALID_ARG", "question: is missing; mode 'hybrid'"),
+        ({"min_score": [-2.0]}, "INVALID_ARG", "min_score: -2 is not in -1 to 1"),
+        ({"diversity": [np.nan]}, "INVALID_ARG", "diversity: nan is not in 0 to 1"),
         ({"embedding": [[1.0, 0.0]]}, "INVALID_ARG", "the index has vectors of [4]"),
         ({"embedding": [[np.nan] * 4]}, "INVALID_ARG", "not a finite number"),
     ],
@@ -155,6 +161,28 @@ def test_a_bad_request_fails_alone(
     assert [answer.code for answer in answers] == ["", code, ""]
     assert message in answers[1].message
     assert texts_of(answers[2]) == [["zero"]]
+
+
+def test_rows_of_one_batch_have_modes_of_their_own(model: pb_fake.Served) -> None:
+    (answer,) = model.infer(
+        model.request(
+            embedding=[UNIT[0], UNIT[0], UNIT[0]],
+            question=["two", "two", "two"],
+            mode=["dense", "sparse", "hybrid"],
+            top_k=[1, 3, 3],
+        )
+    )
+
+    assert texts_of(answer) == [["zero", "", ""], ["two", "", ""], ["two", "zero", "éins"]]
+
+
+def test_a_threshold_is_each_rows_own(model: pb_fake.Served) -> None:
+    (answer,) = model.infer(
+        model.request(embedding=[UNIT[0], UNIT[0]], min_score=[0.5, -1.0], merge=[True, False])
+    )
+
+    assert texts_of(answer)[0] == ["zero", "", ""]
+    assert len(set(texts_of(answer)[1])) == 3
 
 
 def test_nothing_indexed_gives_no_passages(repository: Path, index_dir: Path) -> None:
@@ -180,7 +208,7 @@ def test_a_snapshot_of_another_embedder_is_refused_and_logged(
 
 
 def test_a_new_snapshot_goes_live_without_a_reload(model: pb_fake.Served, index_dir: Path) -> None:
-    write_snapshot(index_dir, "default", [("new.md", ["newer"])], number=2)
+    write_snapshot(index_dir, "default", [("new.md", ["newer"])])
     model.model._retriever.refresh()
 
     (answer,) = model.infer(model.request(embedding=[UNIT[0]]))
@@ -211,7 +239,9 @@ def test_metrics_show_collections_and_searches(model: pb_fake.Served, index_dir:
     assert reading("tritonrag_searches_total other") == 1
     assert reading("tritonrag_index_passages default") == 3
     assert reading("tritonrag_index_documents default") == 2
-    made = datetime(2026, 1, 1, tzinfo=UTC).timestamp()
+    folder = index_dir / "default"
+    live = SnapshotManifest.load(folder / str(layout.current(folder)))
+    made = datetime.fromisoformat(live.created).timestamp()
     assert reading("tritonrag_index_snapshot_created_seconds default") == made
     assert reading("tritonrag_index_refused default") == 0
     (took,) = pb_fake.metrics()["tritonrag_search_batch_seconds"].observed

@@ -7,7 +7,6 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import faiss
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
@@ -20,10 +19,10 @@ from tritonrag.artifacts import (
     LlmManifest,
     RerankerManifest,
     embedder_dir,
-    sha256,
 )
-from tritonrag.index import EmbedderId, SnapshotManifest, layout
-from tritonrag.index.manifest import DATA_FILES, DOCUMENTS, OFFSETS, PASSAGES, VECTORS
+from tritonrag.index import EmbedderId, store
+from tritonrag.index.manifest import DocumentRecord
+from tritonrag.metadata import Metadata
 
 DIMENSION = 4
 MAX_TOKENS = 32
@@ -153,7 +152,6 @@ def write_snapshot(
     index_dir: Path,
     collection: str,
     documents: Sequence[tuple[str, Sequence[str]]],
-    number: int = 1,
     served: EmbedderManifest | None = None,
     access: Mapping[str, Sequence[str]] | None = None,
 ) -> None:
@@ -161,34 +159,23 @@ def write_snapshot(
 
     `access` gives the access tags of sources.
     """
-    name = f"20260101T00000{number}.000000Z-abcd"
-    folder = index_dir / collection / name
-    folder.mkdir(parents=True)
     lines = [
         json.dumps({"id": f"{source}#{place}", "text": text, "source": source, "title": source,
-                    "location": f"{source} > {place}"}, ensure_ascii=False).encode() + b"\n"
+                    "location": f"{source} > {place}"}, ensure_ascii=False).encode()
         for source, texts in documents
         for place, text in enumerate(texts)
     ]  # fmt: skip
-    (folder / PASSAGES).write_bytes(b"".join(lines))
-    offsets = np.cumsum([0, *map(len, lines)]).astype(np.uint64)
-    np.save(folder / OFFSETS, offsets)
-    index = faiss.IndexFlatIP(DIMENSION)
-    if lines:
-        index.add(np.eye(DIMENSION, dtype=np.float32)[np.arange(len(lines)) % DIMENSION])
-    faiss.write_index(index, str(folder / VECTORS))
-    (folder / DOCUMENTS).write_text(
-        "".join(
-            json.dumps({"source": source, "title": source, "sha256": "0", "recipe": "r",
-                        "passages": len(texts),
-                        "metadata": {"access": (access or {}).get(source, [])}}) + "\n"
+    contents = store.Contents(
+        embedder=EmbedderId.of(served or embedder()),
+        dimension=DIMENSION,
+        recipe="r",
+        documents=[
+            DocumentRecord(source, source, "0", "r", len(texts),
+                           Metadata(access=tuple((access or {}).get(source, ()))))
             for source, texts in documents
-        )
+        ],
+        passages=lines,
+        vectors=[np.eye(DIMENSION, dtype=np.float32)[np.arange(len(lines)) % DIMENSION]],
     )  # fmt: skip
-    SnapshotManifest(
-        snapshot=name, parent=None, created="2026-01-01T00:00:00Z",
-        embedder=EmbedderId.of(served or embedder()), dimension=DIMENSION, factory="Flat",
-        documents=len(documents), passages=len(lines), recipe="r",
-        files={file: sha256(folder / file) for file in DATA_FILES},
-    ).save(folder)  # fmt: skip
-    layout.set_current(index_dir / collection, name)
+    with store.writing(index_dir, collection) as folder:
+        store.publish(folder, contents)

@@ -12,7 +12,8 @@ import tritonclient.grpc as triton
 
 DTYPES = {"top_k": np.int32, "retrieve_k": np.int32, "max_tokens": np.int32, "seed": np.int64,
           "temperature": np.float32, "cancel": np.bool_, "top_p": np.float32,
-          "embedding": np.float32}  # fmt: skip
+          "embedding": np.float32, "min_score": np.float32, "diversity": np.float32,
+          "merge": np.bool_}  # fmt: skip
 
 
 def inputs(**fields: Any) -> list[triton.InferInput]:

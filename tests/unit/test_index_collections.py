@@ -172,7 +172,7 @@ def added(members: Members, name: str, kind: bytes = tarfile.REGTYPE) -> Members
         (lambda members: members[1:], f"{HEADER} is not where it should be"),
         (lambda members: members[:1], "manifest.json is not where"),
         (lambda members: members[:-1], "it lacks vectors.faiss"),
-        (lambda members: [*members, members[2]], "'documents.jsonl', which does not belong"),
+        (lambda members: [*members, members[2]], "which does not belong"),
         (lambda members: changed(members, 0, b"[]"), "list indices"),
         (
             lambda members: changed(members, 0, members[0][1].replace(b": 1", b": 2")),
@@ -184,8 +184,8 @@ def added(members: Members, name: str, kind: bytes = tarfile.REGTYPE) -> Members
         ),
         (lambda members: forged(members, files=3), "not iterable"),
         (lambda members: forged(members, created="soon"), "Invalid isoformat"),
-        (lambda members: forged(members, files={"../x": ""}), "'documents.jsonl', which does not"),
-        (lambda members: changed(members, 2, b"x"), "documents.jsonl differs"),
+        (lambda members: forged(members, files={"../x": ""}), "which does not"),
+        (lambda members: changed(members, 2, b"x"), " differs"),
         (lambda members: added(members, "../escape"), "'../escape', which does not belong"),
         (lambda members: added(members, "/tmp/escape"), "which does not belong"),
         (

@@ -38,7 +38,9 @@ def left(snapshot: Snapshot, where: Any) -> str:
     snapshot.check(parsed)
     allowed = snapshot.allowed(parsed)
     return "".join(
-        each.title[0] for number, each in enumerate(DOCUMENTS) if allowed is None or allowed[number]
+        each.title[0]
+        for number, each in enumerate(DOCUMENTS)
+        if allowed is None or allowed.mask[snapshot.passages_of(number)].all()
     )
 
 

@@ -7,7 +7,6 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +15,7 @@ from index_samples import HashEmbedder, add, manifest, vector, write
 from tritonrag.errors import InvalidRequest, NotFound, Unavailable
 from tritonrag.index import Query, Result, Retriever, layout, parse_filter
 from tritonrag.index.catalogue import describe, describe_all
+from tritonrag.index.searching import SPARE
 from tritonrag.index.store import roll_back, writing
 
 Log = list[str]
@@ -100,9 +100,9 @@ def test_one_faiss_call_for_each_collection_and_filter(
     calls: list[tuple[int, int]] = []
     search = snapshot.search
 
-    def counted(embeddings: np.ndarray, top_k: int, *more: Any) -> object:  # type: ignore[type-arg]
-        calls.append((len(embeddings), top_k))
-        return search(embeddings, top_k, *more)
+    def counted(embeddings: np.ndarray, count: int, allowed: object) -> object:  # type: ignore[type-arg]
+        calls.append((len(embeddings), count))
+        return search(embeddings, count, allowed)  # type: ignore[arg-type]
 
     monkeypatch.setattr(snapshot, "search", counted)
     ours, same = parse_filter('{"title": "Doc 1"}'), parse_filter('{"title": ["Doc 1"]}')
@@ -111,7 +111,7 @@ def test_one_faiss_call_for_each_collection_and_filter(
         query("a", top_k=2), query("b", filter=ours), query("c"), query("d", groups=nobody),
         query("e", filter=same),
     ])  # fmt: skip
-    assert calls == [(3, 4), (2, 4)]
+    assert calls == [(3, 4 + SPARE), (2, 4 + SPARE)]
 
 
 @pytest.mark.parametrize(
@@ -261,9 +261,9 @@ def test_a_pointer_of_its_own_comes_before_the_collections(
 def test_a_newer_format_is_refused(index: Path, log: Log) -> None:
     folder = index / "default"
     path = folder / str(layout.current(folder)) / "manifest.json"
-    path.write_text(path.read_text().replace('"format_version": 2', '"format_version": 3'))
+    path.write_text(path.read_text().replace('"format_version": 3', '"format_version": 4'))
     with Retriever(index, manifest(), log.append) as retriever:
-        with pytest.raises(Unavailable, match="newer than 2"):
+        with pytest.raises(Unavailable, match="newer than 3"):
             retriever.check(query("a"))
         assert "nothing can be searched in it" in log[0]
 

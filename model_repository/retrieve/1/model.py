@@ -1,16 +1,20 @@
-"""retrieve: embedding to passages, one FAISS search for the whole batch.
+"""retrieve: embedding, or question, to passages, one FAISS search for the whole batch.
 
 | tensor                    | dtype  | shape |                                                     |
 |---------------------------|--------|-------|-----------------------------------------------------|
 | in  embedding             | FP32   | [-1]  | L2-normalised, of the embedder's dimension          |
-| in  question (optional)   | STRING | [1]   |                                                     |
+| in  question (optional)   | STRING | [1]   | for the modes that search for its words             |
 | in  collection (optional) | STRING | [1]   |                                                     |
 | in  top_k (optional)      | INT32  | [1]   |                                                     |
 | in  retrieve_k (optional) | INT32  | [1]   | passages to find for a reranker; wins over top_k    |
 | in  filter (optional)     | STRING | [1]   | conditions on the documents, a JSON object          |
 | in  groups (optional)     | STRING | [1]   | the caller's groups, a JSON list of texts           |
+| in  mode (optional)       | STRING | [1]   | dense, sparse or hybrid                             |
+| in  min_score (optional)  | FP32   | [1]   | least cosine similarity                             |
+| in  diversity (optional)  | FP32   | [1]   | 0 to 1: passages like those before it come later    |
+| in  merge (optional)      | BOOL   | [1]   | neighbouring passages become one                    |
 | out passages              | STRING | [-1]  | JSON objects, best first                            |
-| out scores                | FP32   | [-1]  | cosine similarity                                   |
+| out scores                | FP32   | [-1]  | what the mode ranks by                              |
 
 Rows of one request with fewer passages than its longest are padded: "" and a score of -inf.
 """

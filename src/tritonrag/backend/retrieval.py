@@ -36,8 +36,18 @@ def read_queries(request: Any, least: int = 0) -> list[Query]:
     ]
     filters = [parse_filter(text) for text in column(request, contract.FILTER, "", count)]
     groups = [parse_groups(text) for text in column(request, contract.GROUPS, "", count)]
-    rows = zip(embeddings, collections, counts, filters, groups, strict=True)
-    return [Query(*row) for row in rows]
+    questions = column(request, contract.QUESTION_OF_SEARCH, "", count)
+    modes = column(request, contract.MODE, None, count)
+    least_scores = column(request, contract.MIN_SCORE, -1.0, count)
+    diversities = column(request, contract.DIVERSITY, 0.0, count)
+    merges = column(request, contract.MERGE, False, count)
+    return [
+        Query(*row)
+        for row in zip(
+            embeddings, collections, counts, filters, groups, questions, modes, least_scores,
+            diversities, merges, strict=True,
+        )
+    ]  # fmt: skip
 
 
 def search_all(

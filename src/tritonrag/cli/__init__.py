@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from tritonrag.cli import collections, index, models, query, serving
+from tritonrag.cli import collections, evaluate, index, models, query, serving
 from tritonrag.cli.demo import demo
 from tritonrag.cli.sync import sync
 from tritonrag.errors import RequestError, TritonragError
@@ -24,6 +24,7 @@ app.command()(demo)
 index.app.command()(sync)
 collections.register(index.app)
 app.add_typer(index.app, name="index")
+app.add_typer(evaluate.app, name="eval")
 app.add_typer(models.app, name="models")
 
 

@@ -42,12 +42,14 @@ from tritonrag.cli.options import (
 from tritonrag.client import Client
 from tritonrag.contract import DEFAULT_COLLECTION
 from tritonrag.errors import InvalidRequest, SetupError
+from tritonrag.limits import check_mode
 from tritonrag.versions import EMBED
 
 if TYPE_CHECKING:
     from tritonrag.index.adding import Added
     from tritonrag.index.catalogue import CollectionInfo
     from tritonrag.index.embedding import Embedder
+    from tritonrag.index.manifest import SnapshotManifest
 
 PICKED_UP_S = 1.0
 """What a running server may take to notice a new snapshot, so that a search after this command
@@ -96,6 +98,13 @@ def add(
     file_memory: FileMemory = 1024,
     retry_failed: RetryFailed = False,
     no_wait: NoWait = False,
+    mode: Annotated[
+        str | None,
+        typer.Option(
+            show_default="as it is, at first dense",
+            help="How the collection is searched when a caller does not say: dense, sparse, hybrid",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Index files through the running server; what has not changed is not embedded again.
@@ -117,6 +126,7 @@ def add(
     started = time.perf_counter()
     live = versions.live_version(repository, EMBED)
     version = embedder_version or live
+    check_mode("--mode", mode)
     if not paths and version == live:
         raise InvalidRequest("PATHS: name the files or folders to index")
     known = layout.collections(index_dir)
@@ -136,7 +146,7 @@ def add(
             indexing_progress() as listener,
         ):
             embedder = chosen_embedder(client, repository, version)
-            adder = Adder(index_dir, manifest, embedder, parsers, listener, current)
+            adder = Adder(index_dir, manifest, embedder, parsers, listener, current, mode)
             records = current_documents(index_dir, collection, manifest.sha256)
             with changed_read_ahead(files, records, chunker.settings.recipe) as ahead:
                 done = adder.add(collection, ahead, retry_failed=retry_failed, wait=not no_wait)
@@ -351,13 +361,19 @@ def _details(info: CollectionInfo) -> str:
             "follows": str(manifest.parent or "none"),
             "holds": f"{_counts(info)}, {info.bytes / 1e6:.1f} MB",
             "embedder": f"{manifest.embedder}, {manifest.dimension} dimensions",
-            "vectors": f"FAISS {manifest.factory}, {manifest.metric}",
+            "vectors": f"FAISS {manifest.factory}, {manifest.metric}{_recall(manifest)}",
+            "mode": manifest.mode,
             "chunks": manifest.recipe,
         }
     others = [name for name in info.snapshots if name != info.snapshot]
     lines |= {"others": ", ".join(others) or "none"}
     lines |= {"REFUSED": info.refusal} if info.refusal else {"state": "good"}
     return "\n".join(f"{name + ':':12}{value}" for name, value in lines.items())
+
+
+def _recall(manifest: SnapshotManifest) -> str:
+    measured = (f"{each.recall:.3f} of {each.share:.0%}" for each in manifest.probing)
+    return f", recall@10 {', '.join(measured)}" if manifest.probing else ""
 
 
 def _counts(info: CollectionInfo) -> str:

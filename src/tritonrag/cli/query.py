@@ -29,6 +29,14 @@ Group = Annotated[
     list[str] | None,
     typer.Option(help="Group to read as, for documents with access tags; may be repeated."),
 ]
+Mode = Annotated[str | None, typer.Option(help="dense, sparse (BM25) or hybrid.")]
+MinScore = Annotated[float | None, typer.Option(help="Least cosine similarity of a passage.")]
+Diversity = Annotated[
+    float | None, typer.Option(help="0 to 1: put back passages like those before them.")
+]
+Merge = Annotated[
+    bool | None, typer.Option("--merge", help="Make one passage of neighbours in one section.")
+]
 Timeout = Annotated[float, typer.Option(help="Seconds that the request may take in all.")]
 
 
@@ -45,6 +53,10 @@ def search(
     collection: Collection = None,
     filter: Filter = None,
     group: Group = None,
+    mode: Mode = None,
+    min_score: MinScore = None,
+    diversity: Diversity = None,
+    merge: Merge = None,
     url: Url = None,
     protocol: Protocol = "grpc",
     timeout: Timeout = 30.0,
@@ -59,6 +71,10 @@ def search(
             collection=collection,
             filter=filter,
             groups=group or None,
+            mode=mode,
+            min_score=min_score,
+            diversity=diversity,
+            merge=merge,
         )
     if as_json:
         print(_json({"passages": [_fields(passage) for passage in found]}))
@@ -76,6 +92,10 @@ def ask(
     collection: Collection = None,
     filter: Filter = None,
     group: Group = None,
+    mode: Mode = None,
+    min_score: MinScore = None,
+    diversity: Diversity = None,
+    merge: Merge = None,
     grounding: Annotated[
         str | None, typer.Option(help="quote: sentences of the sources only; free: own words.")
     ] = None,
@@ -101,6 +121,10 @@ def ask(
         collection=collection,
         filter=filter,
         groups=group or None,
+        mode=mode,
+        min_score=min_score,
+        diversity=diversity,
+        merge=merge,
         grounding=grounding,
         max_tokens=max_tokens,
         temperature=temperature,

@@ -36,6 +36,10 @@ class SearchOptions(TypedDict, total=False):
     collection: str | None
     filter: Mapping[str, Any] | str | None
     groups: Sequence[str] | None
+    mode: str | None
+    min_score: float | None
+    diversity: float | None
+    merge: bool | None
 
 
 class SamplingOptions(TypedDict, total=False):

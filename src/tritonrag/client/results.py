@@ -14,9 +14,10 @@ class Passage:
     """One passage of a document.
 
     ``location`` is the title, the page, slide or sheet if there is one, and the headings above it;
-    ``score`` the cosine similarity to the question, or what a reranker made of it. ``extra`` holds
-    what else is known of it, such as the ``place`` (``page 4``), the character offsets ``start``
-    and ``end``, and after a reranker the similarity, ``retrieval_score``.
+    ``score`` what the search ranked it by: the cosine similarity to the question, in other modes
+    the BM25 score or the fused ranks, or what a reranker made of it. ``extra`` holds what else is
+    known of it, such as the ``place`` (``page 4``), the character offsets ``start`` and ``end``,
+    and after a reranker the score before, ``retrieval_score``.
     """
 
     id: str

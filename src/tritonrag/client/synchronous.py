@@ -83,6 +83,9 @@ class Client:
         ``{"tags": ["hr", "it"], "created": {"$gte": "2026-01-01"}}``, and ``groups``, those of the
         one who asks (docs/contract.md); on a server with a reranker ``retrieve_k``, the passages
         found, of which it keeps the best ``top_k``.
+        ``mode`` is ``dense``, ``sparse`` or ``hybrid``, ``min_score`` the least cosine similarity,
+        ``diversity`` from 0 to 1 puts back passages like those before them, ``merge`` makes
+        neighbours one passage.
         """
         call = marshalling.call("search", question=question, **options)
         return marshalling.search_result(self._infer(call, timeout))

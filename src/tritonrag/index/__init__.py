@@ -8,6 +8,8 @@
       <snapshot>/passages.jsonl        one passage per line
       <snapshot>/passages.offsets.npy  uint64, where each passage starts; one more than passages
       <snapshot>/vectors.faiss         row i is the embedding of passage i
+      <snapshot>/vectors.npy           the same unquantised, where that file holds them quantised
+      <snapshot>/bm25.*                the BM25 index of the passages
 
 ``Retriever`` serves live snapshots, ``adding.Adder`` makes the next one from files, ``store``
 writes it and rolls back, ``catalogue`` reports. This package knows neither Triton nor the client:
@@ -20,7 +22,8 @@ from __future__ import annotations
 from tritonrag.index.access import parse_groups
 from tritonrag.index.filters import Filter, parse_filter
 from tritonrag.index.manifest import EmbedderId, SnapshotManifest
-from tritonrag.index.retriever import Query, Result, Retriever
+from tritonrag.index.query import Query, Result
+from tritonrag.index.retriever import Retriever
 from tritonrag.index.snapshot import Snapshot
 
 __all__ = [

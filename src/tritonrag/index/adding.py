@@ -7,6 +7,7 @@ from contextlib import closing
 from pathlib import Path
 
 from tritonrag.artifacts import EmbedderManifest
+from tritonrag.contract import DEFAULT_MODE
 from tritonrag.documents import SourceFile
 from tritonrag.index import layout, store
 from tritonrag.index.changes import Changes, Document
@@ -36,9 +37,11 @@ class Adder:
         parsers: ParserPool,
         listener: Listener | None = None,
         live: EmbedderManifest | None = None,
+        mode: str | None = None,
     ) -> None:
         """``embedder`` must be the one that ``manifest`` describes.
 
+        ``mode`` is how the collection is searched unless a caller says; None leaves it as it is.
         ``live`` is another embedder, the one that the graph uses: a collection's documents are then
         those of its snapshot, which stays the collection's current one.
         """
@@ -48,6 +51,7 @@ class Adder:
         self._parsers = parsers
         self._listener = listener or Listener()
         self._live = live
+        self._mode = mode
 
     def add(
         self,
@@ -92,8 +96,10 @@ class Adder:
             changes.remove_absent(files, complete_under)
             self._embed(changes.documents(files, retry_failed=retry_failed), changes)
             parts = changes.parts()
-            if [part.record for part in parts] != (own.documents if own else []):
-                self._publish(folder, parts, report)
+            mode = self._mode or _mode(own or base)
+            new = [part.record for part in parts] != (own.documents if own else [])
+            if new or (own is not None and (own.outdated or own.manifest.mode != mode)):
+                self._publish(folder, parts, report, mode)
                 ledger.unstage()
             return report
 
@@ -118,7 +124,7 @@ class Adder:
                 changes.stage(group, vectors)
                 listener.finished(len(group))
 
-    def _publish(self, folder: Path, parts: list[Part], report: Added) -> None:
+    def _publish(self, folder: Path, parts: list[Part], report: Added, mode: str) -> None:
         contents = store.Contents(
             embedder=EmbedderId.of(self._manifest),
             dimension=self._manifest.dimension,
@@ -126,16 +132,21 @@ class Adder:
             documents=[part.record for part in parts],
             passages=(line for part in parts for line in part.lines()),
             vectors=(part.vectors() for part in parts),
+            mode=mode,
         )
         manifest = store.publish(folder, contents, current=self._live is None)
         report.snapshot = manifest.snapshot
-        report.passages = manifest.passages
         report.published = True
+        report.passages = manifest.passages
 
 
 def _open(folder: Path, embedder: EmbedderManifest) -> Snapshot | None:
     name = layout.current(folder, embedder.sha256)
     return Snapshot.open(folder / name) if name else None
+
+
+def _mode(snapshot: Snapshot | None) -> str:
+    return snapshot.manifest.mode if snapshot else DEFAULT_MODE
 
 
 def _grouped(documents: Iterable[Document]) -> Iterator[list[Document]]:

@@ -37,6 +37,9 @@ Mask = npt.NDArray[np.bool_]
 Groups = frozenset[str]
 """The groups that a caller belongs to."""
 
+EVERYONE: Groups = frozenset()
+"""The groups of a caller of whom nothing is known: documents open to all are left."""
+
 
 class Columns:
     """Metadata of the documents of one snapshot; immutable."""

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from tritonrag.artifacts import EmbedderManifest
+from tritonrag.contract import DEFAULT_MODE
 from tritonrag.errors import SetupError
 from tritonrag.index.layout import UNFINISHED
 from tritonrag.metadata import Metadata
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Version of the layout on disk; a reader takes this and older ones, and refuses a newer one."""
 
 METRIC = "inner_product"
@@ -26,6 +27,13 @@ PASSAGES = "passages.jsonl"
 OFFSETS = "passages.offsets.npy"
 VECTORS = "vectors.faiss"
 DATA_FILES = (DOCUMENTS, PASSAGES, OFFSETS, VECTORS)
+"""The files that every snapshot has."""
+
+ROWS = "vectors.npy"
+"""The vectors as they were embedded, where ``vectors.faiss`` holds them quantised."""
+
+FLAT = "Flat"
+"""FAISS factory string of exact search."""
 
 
 @dataclass(frozen=True)
@@ -84,11 +92,24 @@ class DocumentRecord:
 
 
 @dataclass(frozen=True)
+class Probing:
+    """How an approximate index is searched where ``share`` of the passages is allowed.
+
+    So many inverted ``lists`` of it gave this ``recall`` @10 on held-out queries.
+    """
+
+    share: float
+    lists: int
+    recall: float
+
+
+@dataclass(frozen=True)
 class SnapshotManifest:
-    """One immutable snapshot; ``files`` maps each data file to its SHA-256.
+    """One immutable snapshot; ``files`` maps each data file to its SHA-256, ``sizes`` to its bytes.
 
     ``recipe`` is the chunking of the run that wrote it; documents kept from earlier runs state
-    their own.
+    their own. ``mode`` is how it is searched when the caller does not say. ``analysis`` is the
+    version of the terms in its BM25 index, 0 where it has none.
     """
 
     snapshot: str
@@ -101,6 +122,10 @@ class SnapshotManifest:
     passages: int
     recipe: str
     files: dict[str, str]
+    sizes: dict[str, int] = field(default_factory=dict)
+    mode: str = DEFAULT_MODE
+    probing: tuple[Probing, ...] = ()
+    analysis: int = 0
     metric: str = METRIC
     format_version: int = FORMAT_VERSION
 
@@ -131,7 +156,9 @@ class SnapshotManifest:
         """
         values = json.loads(text)
         _check_version(values)
-        return cls(**{**values, "embedder": EmbedderId(**values["embedder"])})
+        probing = tuple(Probing(**each) for each in values.get("probing", ()))
+        parts = {"embedder": EmbedderId(**values["embedder"]), "probing": probing}
+        return cls(**{**values, **parts})
 
     def save(self, folder: Path) -> None:
         """Write the manifest into ``folder``."""
@@ -158,5 +185,6 @@ def _check_version(values: dict[str, Any]) -> None:
 
 def _check_contents(manifest: SnapshotManifest, name: str) -> None:
     missing = [file for file in DATA_FILES if file not in manifest.files]
+    missing += [file for file in manifest.files if Path(file).name != file]
     if missing or manifest.snapshot != name.removeprefix(UNFINISHED) or manifest.metric != METRIC:
         raise damaged(name, f"its {MANIFEST} contradicts its folder")

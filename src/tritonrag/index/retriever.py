@@ -15,39 +15,17 @@ import faiss
 import numpy as np
 
 from tritonrag.artifacts import EmbedderManifest
-from tritonrag.contract import DEFAULT_COLLECTION, DEFAULT_TOP_K
-from tritonrag.errors import InvalidRequest, SetupError, TritonragError, Unavailable
-from tritonrag.index import layout
+from tritonrag.contract import DEFAULT_COLLECTION
+from tritonrag.errors import SetupError, TritonragError, Unavailable
+from tritonrag.index import layout, searching
 from tritonrag.index.columns import Groups
 from tritonrag.index.filters import Filter
 from tritonrag.index.manifest import EmbedderId
 from tritonrag.index.memory import return_large_blocks
-from tritonrag.index.snapshot import EVERYONE, Floats, Ids, Snapshot
-from tritonrag.limits import check_count
+from tritonrag.index.query import Query, Result, check_query
+from tritonrag.index.snapshot import Snapshot
 
 POLL_SECONDS = 0.5
-
-
-@dataclass(frozen=True, eq=False)
-class Query:
-    """One question: ``embedding`` is float32 ``[dimension]``.
-
-    ``filter`` None sets no condition; ``groups`` are those of the caller, by default none.
-    """
-
-    embedding: Floats
-    collection: str = DEFAULT_COLLECTION
-    top_k: int = DEFAULT_TOP_K
-    filter: Filter | None = None
-    groups: Groups = EVERYONE
-
-
-@dataclass(frozen=True, eq=False)
-class Result:
-    """The passages of one query, best first: JSON objects in UTF-8, scores float32 ``[n]``."""
-
-    passages: list[bytes]
-    scores: Floats
 
 
 _NOTHING = Result([], np.empty(0, np.float32))
@@ -146,13 +124,13 @@ class Retriever:
         """Raise what :meth:`search` would raise for this query, so that it can fail alone.
 
         Raises:
-            InvalidRequest: the embedding's dimension, a value in it, ``top_k``, the collection's
-                name, or a field that the filter names is wrong.
+            InvalidRequest: a field is out of its range, the collection's name is wrong, the
+                filter names a field that it has not, or its snapshot cannot be searched in the
+                query's mode.
             NotFound: there is no such collection; the message lists those that exist.
             Unavailable: the collection's only snapshot was refused.
         """
-        _check_query(query, self._dimension)
-        snapshot = self._snapshot(query.collection, self._live)
+        snapshot = self._checked(query, self._live)
         if snapshot is not None:
             snapshot.check(query.filter, query.groups)
 
@@ -170,8 +148,7 @@ class Retriever:
         results = [_NOTHING] * len(queries)
         groups: dict[object, _Group] = {}
         for number, query in enumerate(queries):
-            _check_query(query, self._dimension)
-            snapshot = self._snapshot(query.collection, live)
+            snapshot = self._checked(query, live)
             if snapshot is not None:
                 audience = snapshot.audience(query.groups)
                 key = (query.collection, query.filter, audience)
@@ -180,7 +157,11 @@ class Retriever:
         # OpenMP keeps this setting per calling thread, so that the constructor cannot make it.
         faiss.omp_set_num_threads(self._faiss_threads)
         for group in groups.values():
-            _search_group(group, queries, results)
+            members = [queries[number] for number in group.members]
+            allowed = group.snapshot.allowed(group.where, group.groups)
+            found = searching.search(group.snapshot, members, allowed)
+            for number, result in zip(group.members, found, strict=True):
+                results[number] = result
         return results
 
     def refresh(self) -> None:
@@ -222,7 +203,7 @@ class Retriever:
             raise SetupError(f"{layout.CURRENT} is gone")
         if old is not None and old.name == name:
             return old
-        snapshot = Snapshot.open(folder / name)
+        snapshot = Snapshot.open(folder / name, verify=None)
         check_embedder(snapshot.manifest.snapshot, snapshot.manifest.embedder, self._embedder)
         return snapshot
 
@@ -230,6 +211,14 @@ class Retriever:
         still = f"snapshot {old.name} stays live" if old else "nothing can be searched in it"
         self._log(f"collection {collection}: refused: {cause}; {still}")
         return _Live(seen, old, cause)
+
+    def _checked(self, query: Query, live: Mapping[str, _Live]) -> Snapshot | None:
+        """Return the snapshot that a query searches; None where nothing at all is indexed."""
+        check_query(query, self._dimension)
+        snapshot = self._snapshot(query.collection, live)
+        if snapshot is not None:
+            searching.check(query, snapshot)
+        return snapshot
 
     def _snapshot(self, collection: str, live: Mapping[str, _Live]) -> Snapshot | None:
         found = live.get(layout.check_collection(collection))
@@ -256,48 +245,6 @@ def check_embedder(snapshot: str, built: EmbedderId, served: EmbedderId) -> None
             "version that is not live), install the other embedder, or go back with "
             "`tritonrag index rollback`"
         )
-
-
-def _check_query(query: Query, dimension: int) -> None:
-    if query.embedding.shape != (dimension,):
-        raise InvalidRequest(
-            f"embedding: shape {list(query.embedding.shape)}, but the index has vectors of "
-            f"[{dimension}]"
-        )
-    # Stored vectors are of length 1: where the square overflows, a score may.
-    with np.errstate(over="ignore", invalid="ignore"):
-        square = query.embedding @ query.embedding
-    if not np.isfinite(square):
-        raise InvalidRequest(
-            "embedding: holds a value that is not a finite number, or is far too large for an "
-            "L2-normalised vector"
-        )
-    check_count("top_k", query.top_k)
-
-
-def _search_group(group: _Group, queries: Sequence[Query], results: list[Result]) -> None:
-    members = [queries[number] for number in group.members]
-    embeddings = np.stack([query.embedding for query in members]).astype(np.float32, copy=False)
-    top_k = max(query.top_k for query in members)
-    scores, ids = group.snapshot.search(embeddings, top_k, group.where, group.groups)
-    for row, (number, query) in enumerate(zip(group.members, members, strict=True)):
-        results[number] = _result(
-            group.snapshot, scores[row, : query.top_k], ids[row, : query.top_k]
-        )
-
-
-def _result(snapshot: Snapshot, scores: Floats, ids: Ids) -> Result:
-    found = int((ids >= 0).sum())
-    passages = [
-        _with_score(snapshot.passage(number), score)
-        for number, score in zip(ids[:found].tolist(), scores[:found].tolist(), strict=True)
-    ]
-    return Result(passages, scores[:found].copy())
-
-
-def _with_score(passage: bytes, score: float) -> bytes:
-    """Append the score to a stored JSON object without parsing it."""
-    return b'%s,"score":%.6f}' % (passage[:-1], score)
 
 
 def _signature(path: Path) -> object:

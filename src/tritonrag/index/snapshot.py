@@ -1,6 +1,7 @@
-"""One snapshot, opened for reading: its vectors in memory, its passages memory-mapped.
+"""One snapshot, opened for reading: its vectors, its BM25 index and its passages.
 
-Immutable once open, so any number of threads may search it while a newer one is loaded.
+What is large is memory-mapped. Immutable once open, so any number of threads may search it while a
+newer one is loaded.
 """
 
 from __future__ import annotations
@@ -12,31 +13,30 @@ from pathlib import Path
 
 import faiss
 import numpy as np
-import numpy.typing as npt
 
 from tritonrag.artifacts import sha256
-from tritonrag.index.columns import Columns, Groups, Mask
+from tritonrag.index import analysis
+from tritonrag.index.bm25 import Bm25
+from tritonrag.index.columns import EVERYONE, Columns, Groups, Mask
 from tritonrag.index.filters import Filter
 from tritonrag.index.manifest import (
-    DATA_FILES,
     DOCUMENTS,
+    FORMAT_VERSION,
     OFFSETS,
     PASSAGES,
-    VECTORS,
     DocumentRecord,
     SnapshotManifest,
     damaged,
 )
+from tritonrag.index.vectors import Allowed, Vectors
+from tritonrag.index.vectors import Floats as Floats
+from tritonrag.index.vectors import Ids as Ids
 
-Floats = npt.NDArray[np.float32]
-Ids = npt.NDArray[np.int64]
-Bits = npt.NDArray[np.uint8]
-
-EVERYONE: Groups = frozenset()
-"""The groups of a caller of whom nothing is known: documents open to all are left."""
+HASHED_BYTES = 256 * 1024 * 1024
+"""A larger snapshot is served without hashing it again; see :meth:`Snapshot.open`."""
 
 _KEPT_MASKS = 32
-"""Answers to the latest filters that are kept for each snapshot."""
+"""Answers to the latest filters that are kept for each snapshot: a byte each a passage."""
 
 
 class Snapshot:
@@ -45,37 +45,49 @@ class Snapshot:
     def __init__(
         self,
         manifest: SnapshotManifest,
-        index: faiss.Index,
+        vectors: Vectors,
+        bm25: Bm25 | None,
         passages: PassageFile,
         documents: list[DocumentRecord],
     ) -> None:
         """Hold the parts that :meth:`open` has read and found consistent."""
         self.manifest = manifest
         self.documents = documents
-        self._index = index
+        self.dense = vectors
+        self.bm25 = bm25
         self._passages = passages
         self._sizes = np.array([document.passages for document in documents], np.int64)
         self._bounds = np.concatenate([[0], np.cumsum(self._sizes)])
         self._columns = Columns(documents)
         # A cached method would tie the snapshot to itself and keep its memory after a swap.
-        self._masks = lru_cache(_KEPT_MASKS)(self._columns.allowed)
         self._checks = lru_cache(_KEPT_MASKS)(self._columns.check)
-        self._bits = lru_cache(_KEPT_MASKS)(partial(_passage_bits, self._masks, self._sizes))
+        self._masks = lru_cache(_KEPT_MASKS)(
+            partial(_allowed_passages, self._columns.allowed, self._sizes)
+        )
 
     @classmethod
-    def open(cls, folder: Path, *, verify: bool = True) -> Snapshot:
-        """Load the snapshot in ``folder``; ``verify`` compares the SHA-256 of every file first.
+    def open(cls, folder: Path, *, verify: bool | None = True) -> Snapshot:
+        """Load the snapshot in ``folder``.
+
+        Args:
+            folder: where it lies.
+            verify: compare the SHA-256 of every file first. None does so for a snapshot that takes
+                no time to read; of a larger one only the sizes are compared, as always: it was
+                verified when it was published, and a server must not take minutes to start.
 
         Raises:
             SetupError: it is missing, damaged, or of a newer format.
         """
         manifest = SnapshotManifest.load(folder)
         try:
-            if verify:
+            _check_sizes(folder, manifest)
+            if verify or (verify is None and _bytes(folder, manifest) <= HASHED_BYTES):
                 verify_files(folder, manifest)
+            current = manifest.analysis == analysis.VERSION
             snapshot = cls(
                 manifest,
-                faiss.read_index(str(folder / VECTORS)),
+                Vectors.open(folder, manifest),
+                Bm25.open(folder) if current else None,
                 PassageFile(folder / PASSAGES, folder / OFFSETS),
                 read_documents(folder),
             )
@@ -88,6 +100,13 @@ class Snapshot:
     def name(self) -> str:
         """The snapshot's name."""
         return self.manifest.snapshot
+
+    @property
+    def outdated(self) -> bool:
+        """Whether writing it again would add to it: an earlier release wrote it."""
+        return self.manifest.format_version < FORMAT_VERSION or (
+            self.bm25 is None and len(self) > 0
+        )
 
     def __len__(self) -> int:
         """Return the number of passages."""
@@ -106,42 +125,18 @@ class Snapshot:
         if where is not None:
             self._checks(where, self.audience(groups))
 
-    def allowed(self, where: Filter | None, groups: Groups = EVERYONE) -> Mask | None:
-        """Return the documents that a caller in ``groups`` may read and that ``where`` leaves.
+    def allowed(self, where: Filter | None, groups: Groups = EVERYONE) -> Allowed | None:
+        """Return the passages that a caller in ``groups`` may read and that ``where`` leaves.
 
-        None stands for all. The array is shared: it must not be changed.
+        None stands for all. It is shared: it must not be changed.
         """
         return self._masks(where, self.audience(groups))
 
     def search(
-        self,
-        embeddings: Floats,
-        top_k: int,
-        where: Filter | None = None,
-        groups: Groups = EVERYONE,
+        self, embeddings: Floats, count: int, allowed: Allowed | None = None
     ) -> tuple[Floats, Ids]:
-        """Return the ``top_k`` nearest passages of each embedding among the documents allowed.
-
-        Args:
-            embeddings: ``[n, dimension]``.
-            top_k: passages wanted per embedding.
-            where: conditions on the documents; None is none.
-            groups: those of the caller; documents for others only are not looked at.
-
-        Returns:
-            Scores and passage numbers, both ``[n, k]`` with ``k <= top_k``, best first; the number
-            is -1 where fewer passages were found.
-        """
-        bits = self._bits(where, self.audience(groups))
-        k = min(top_k, len(self))
-        if not k or (bits is not None and not bits.any()):
-            return np.empty((len(embeddings), 0), np.float32), np.empty((len(embeddings), 0), int)
-        # The stubs of FAISS do not show its Python constructors, which take keywords and arrays.
-        params = (
-            None if bits is None else faiss.SearchParameters(sel=faiss.IDSelectorBitmap(bits))  # type: ignore[call-arg, arg-type]
-        )
-        scores, ids = self._index.search(np.ascontiguousarray(embeddings), k, params=params)
-        return scores, ids
+        """Return the ``count`` nearest passages of each embedding, as :meth:`Vectors.search`."""
+        return self.dense.search(embeddings, count, allowed)
 
     def passage(self, number: int) -> bytes:
         """Return passage ``number`` as stored: one JSON object in UTF-8."""
@@ -151,11 +146,13 @@ class Snapshot:
         """Return the numbers of the passages of a document, by its place in ``documents``."""
         return range(int(self._bounds[document]), int(self._bounds[document + 1]))
 
+    def document_of(self, number: int) -> int:
+        """Return the place in ``documents`` of the document that passage ``number`` is of."""
+        return int(np.searchsorted(self._bounds, number, "right")) - 1
+
     def vectors(self, numbers: range) -> Floats:
         """Return the embeddings of consecutive passages, ``[n, dimension]``."""
-        if not numbers:
-            return np.empty((0, self.manifest.dimension), np.float32)
-        return np.asarray(self._index.reconstruct_n(numbers.start, len(numbers)), np.float32)
+        return np.array(self.dense.rows[numbers.start : numbers.stop])
 
     def _check_counts(self) -> None:
         manifest = self.manifest
@@ -163,9 +160,14 @@ class Snapshot:
             "documents": (len(self.documents), manifest.documents),
             "passages of documents": (int(self._bounds[-1]), manifest.passages),
             "passages": (len(self._passages), manifest.passages),
-            "vectors": (self._index.ntotal, manifest.passages),
-            "dimension": (self._index.d, manifest.dimension),
-            "metric": (self._index.metric_type, faiss.METRIC_INNER_PRODUCT),
+            "vectors": (len(self.dense), manifest.passages),
+            "rows of vectors": (len(self.dense.rows), manifest.passages),
+            "passages of BM25": (
+                manifest.passages if self.bm25 is None else len(self.bm25),
+                manifest.passages,
+            ),
+            "dimension": (self.dense.index.d, manifest.dimension),
+            "metric": (self.dense.index.metric_type, faiss.METRIC_INNER_PRODUCT),
         }
         for what, (count, expected) in found.items():
             if count != expected:
@@ -177,7 +179,8 @@ class PassageFile:
 
     def __init__(self, lines: Path, offsets: Path) -> None:
         """Map both files into memory; ``offsets`` holds where each line starts, and the end."""
-        self._offsets = np.load(offsets, mmap_mode="r", allow_pickle=False)
+        # As a plain array, whose slices take a tenth of the time of a memory map's.
+        self._offsets = np.asarray(np.load(offsets, mmap_mode="r", allow_pickle=False))
         self._lines = _mapped(lines)
         if len(self._offsets) == 0 or int(self._offsets[-1]) != len(self._lines):
             raise ValueError(f"{offsets.name} does not fit {lines.name}")
@@ -199,23 +202,33 @@ def verify_files(folder: Path, manifest: SnapshotManifest) -> None:
         SetupError: a file differs.
         OSError: a file cannot be read.
     """
-    for name in DATA_FILES:
-        if sha256(folder / name) != manifest.files[name]:
+    for name, expected in manifest.files.items():
+        if sha256(folder / name) != expected:
             raise damaged(folder.name, f"{name} differs from when it was written")
 
 
-def _passage_bits(
-    masks: Callable[[Filter | None, Groups], Mask | None],
+def _allowed_passages(
+    documents: Callable[[Filter | None, Groups], Mask | None],
     sizes: Ids,
     where: Filter | None,
     groups: Groups,
-) -> Bits | None:
-    """Return one bit for each passage, as FAISS takes them; None where all are allowed."""
-    allowed = masks(where, groups)
+) -> Allowed | None:
+    allowed = documents(where, groups)
     if allowed is None:
         return None
-    bits: Bits = np.packbits(np.repeat(allowed, sizes), bitorder="little")
-    return bits
+    mask = np.repeat(allowed, sizes)
+    mask.flags.writeable = False
+    return Allowed(mask)
+
+
+def _check_sizes(folder: Path, manifest: SnapshotManifest) -> None:
+    for name, expected in manifest.sizes.items():
+        if (folder / name).stat().st_size != expected:
+            raise damaged(folder.name, f"{name} differs from when it was written")
+
+
+def _bytes(folder: Path, manifest: SnapshotManifest) -> int:
+    return sum((folder / name).stat().st_size for name in manifest.files)
 
 
 def _mapped(path: Path) -> mmap.mmap | bytes:

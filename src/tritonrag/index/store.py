@@ -18,23 +18,23 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from tritonrag.artifacts import sha256
+from tritonrag.contract import DEFAULT_MODE
 from tritonrag.errors import NotFound, SetupError, Unavailable
-from tritonrag.index import layout
+from tritonrag.index import analysis, bm25, layout, tuning
 from tritonrag.index.manifest import (
-    DATA_FILES,
     DOCUMENTS,
+    FLAT,
     OFFSETS,
     PASSAGES,
+    ROWS,
     VECTORS,
     DocumentRecord,
     EmbedderId,
+    Probing,
     SnapshotManifest,
 )
 from tritonrag.index.snapshot import Floats, Snapshot
 from tritonrag.settings import kept_snapshots
-
-FACTORY = "Flat"
-"""FAISS factory string of the vectors: exact search."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Contents:
     """What goes into a snapshot: parts in the order of ``documents``.
 
     ``passages`` yields each passage as one line of JSON, ``vectors`` their embeddings in float32
-    blocks ``[n, dimension]``.
+    blocks ``[n, dimension]``. ``mode`` is how the collection is searched unless the caller says.
     """
 
     embedder: EmbedderId
@@ -51,6 +51,7 @@ class Contents:
     documents: Sequence[DocumentRecord]
     passages: Iterable[bytes]
     vectors: Iterable[Floats]
+    mode: str = DEFAULT_MODE
 
 
 @contextmanager
@@ -198,18 +199,27 @@ def _write(
     _write_lines(folder / DOCUMENTS, (document.to_json() for document in contents.documents))
     offsets = _write_lines(folder / PASSAGES, contents.passages)
     np.save(folder / OFFSETS, np.array(offsets, np.uint64))
-    _write_vectors(folder / VECTORS, contents.vectors, contents.dimension)
+    count = len(offsets) - 1
+    factory, probing = _write_vectors(folder, contents.vectors, count, contents.dimension)
+    if count:
+        with (folder / PASSAGES).open("rb") as lines:
+            bm25.build(folder, map(bm25.indexed_text, lines))
+    files = sorted(folder.iterdir())
     manifest = SnapshotManifest(
         snapshot=name,
         parent=parent,
         created=now.isoformat(timespec="seconds"),
         embedder=contents.embedder,
         dimension=contents.dimension,
-        factory=FACTORY,
+        factory=factory,
         documents=len(contents.documents),
-        passages=len(offsets) - 1,
+        passages=count,
         recipe=contents.recipe,
-        files={file: sha256(folder / file) for file in DATA_FILES},
+        files={file.name: sha256(file) for file in files},
+        sizes={file.name: file.stat().st_size for file in files},
+        mode=contents.mode,
+        probing=probing,
+        analysis=analysis.VERSION if count else 0,
     )
     manifest.save(folder)
     for path in folder.iterdir():
@@ -227,14 +237,44 @@ def _write_lines(path: Path, lines: Iterable[bytes]) -> list[int]:
     return offsets
 
 
-def _write_vectors(path: Path, blocks: Iterable[Floats], dimension: int) -> None:
-    index = faiss.index_factory(dimension, FACTORY, faiss.METRIC_INNER_PRODUCT)
-    for block in blocks:
-        index.add(np.ascontiguousarray(block))
+def _write_vectors(
+    folder: Path, blocks: Iterable[Floats], count: int, dimension: int
+) -> tuple[str, tuple[Probing, ...]]:
+    """Write ``count`` vectors and their FAISS index; return its factory string and its tuning.
+
+    Raises:
+        SetupError: the index cannot be written.
+        OSError: the disk is full, or not writable.
+    """
+    factory = tuning.factory_for(count)
+    if factory == FLAT:
+        index = faiss.index_factory(dimension, factory, faiss.METRIC_INNER_PRODUCT)
+        for block in blocks:
+            index.add(np.ascontiguousarray(block))
+        probing: tuple[Probing, ...] = ()
+    else:
+        rows = _write_rows(folder / ROWS, blocks, (count, dimension))
+        index = tuning.build(factory, rows)
+        probing = tuning.tuned(index, rows)
     try:
-        faiss.write_index(index, str(path))
+        faiss.write_index(index, str(folder / VECTORS))
     except RuntimeError as error:
-        raise SetupError(f"{path.name} cannot be written: {error}") from error
+        raise SetupError(f"{VECTORS} cannot be written: {error}") from error
+    return factory, probing
+
+
+def _write_rows(path: Path, blocks: Iterable[Floats], shape: tuple[int, int]) -> Floats:
+    """Write vectors to a file without holding all of them, and return them mapped into memory.
+
+    Not written through the map: where the disk is full, that would kill the process.
+    """
+    header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)  # type: ignore[no-untyped-call]
+        for block in blocks:
+            file.write(np.ascontiguousarray(block, "<f4").data)
+    rows: Floats = np.load(path, mmap_mode="r", allow_pickle=False)
+    return rows
 
 
 def _sync(path: Path) -> None:
