@@ -4,10 +4,12 @@ Everything runs on the same machine in the same run, on the same passages and qu
 same weights. A round measures, at each number of clients one right after the other: ``search`` over
 gRPC by perf_analyzer, between two measurements of the limit (``in_process.py``); over HTTP by wrk;
 and every peer (``peers/``) over HTTP by wrk with the same question, number of passages and time.
-Then ``rag`` over gRPC and HTTP, the bare LLM engine, ``transformers`` behind FastAPI with the very
-prompts of the engine, and how fast passages are embedded. Ratios are of one round, and their spread
-over the rounds says how quiet the machine was. ``over_fastapi`` and its like compare HTTP with HTTP
-at 64 clients; those that end in ``_grpc`` set our gRPC against the peer's HTTP.
+Then ``rag`` over gRPC and HTTP, its stream by AIPerf, the bare LLM engine, ``transformers`` behind
+FastAPI with the very prompts of the engine, ONNX Runtime GenAI by itself with the same ones, and
+how fast passages are embedded. ``transformers`` and GenAI decode freely and without a search, where
+`rag` quotes, so that answers are compared with theirs and not tokens. Ratios are of one round, and
+their spread over the rounds says how quiet the machine was. ``over_fastapi`` and its like compare
+HTTP with HTTP at 64 clients; those that end in ``_grpc`` set our gRPC against the peer's HTTP.
 
 A peer is only comparable if it finds the same: ``agreement_…`` is the share of our first passages
 that it finds among its own, and below ``LEAST_AGREEMENT`` the run fails. ``search`` at 200 clients
@@ -38,6 +40,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import aiperf_load
 import http_load
 import measuring
 import peer_servers
@@ -47,15 +50,19 @@ import report
 from cells import Cells, fingerprint
 from handbook_server import REPOSITORY, Served, end_on_sigterm, index, say, served
 from http_load import Request
-from in_process import BareEngine, Search
+from in_process import BareEngine, DirectGenai, Search
 from measuring import PACKAGES, QUESTIONS, RESULTS
 from peer_servers import KEYS, SEARCHERS, TRANSFORMERS, Peer, RunningPeer
 from perf_analyzer import Load, RunFailed
 from provenance import ROOT, provenance
 
+from tritonrag.artifacts import llm_dir
+from tritonrag.chunking import ChunkSettings
 from tritonrag.client import Client
 from tritonrag.contract import DEFAULT_COLLECTION, DEFAULT_TOP_K
 from tritonrag.errors import SetupError, TritonragError
+from tritonrag.index.manifest import FORMAT_VERSION
+from tritonrag.versions import GENERATE, live_version
 
 sys.path.append(str(Path(__file__).parent / "workloads"))
 import make_passages
@@ -132,6 +139,11 @@ class Servers:
         return found
 
     @cached_property
+    def genai(self) -> DirectGenai:
+        """The LLM in this process, without our engine."""
+        return DirectGenai(self.ours, self.engine.prompts, LLM_TOKENS)
+
+    @cached_property
     def passages(self) -> list[dict[str, str]]:
         """The passages of our index, which every peer is given."""
         return measuring.passages(self.ours)
@@ -181,6 +193,7 @@ class Bench:
         yield "engine/1", partial(self._engine, 1)
         yield "engine/8", partial(self._engine, 8)
         yield "engine/first_token", self._first_token
+        yield "genai/8", lambda: self._servers.genai.answers_per_s(8, self._plan.piece_s)
         yield "bulk/server", lambda: measuring.bulk_embedding(self._servers.ours, self._bulk)
         yield "bulk/bare", lambda: self._servers.search.embedded_per_s(self._bulk)
         yield "memory/server", lambda: round(self._servers.ours.memory_mb(), 1)
@@ -215,6 +228,7 @@ class Bench:
         yield f"rag/grpc/{clients}", partial(self._grpc, load)
         yield f"rag/http/{clients}", partial(self._http, "rag", clients, longer / 2)
         if clients in self._plan.generation_clients:
+            yield f"rag/aiperf/{clients}", partial(self._aiperf, clients)
             yield f"rag/transformers/{clients}", partial(self._generation, clients)
 
     def _grpc(self, load: Load) -> dict[str, Any]:
@@ -235,6 +249,13 @@ class Bench:
         requests = [TRANSFORMERS.request(each, LLM_TOKENS) for each in self._servers.engine.prompts]
         url = self._servers.peer(TRANSFORMERS).url
         return _loaded(url, requests, clients, self._plan.load_s, tokens=True)
+
+    def _aiperf(self, clients: int) -> dict[str, Any]:
+        ours = self._servers.ours
+        tokenizer = ours.repository / llm_dir(live_version(ours.repository, GENERATE))
+        return _failing(
+            lambda: aiperf_load.run(ours.http, self._servers.questions, tokenizer, clients)
+        )
 
     def _agreement(self, peer: Peer) -> float:
         running = self._servers.peer(peer)
@@ -283,8 +304,13 @@ def _rag_request(question: str) -> Request:
 def _loaded(
     url: str, requests: Sequence[Request], clients: int, seconds: float, *, tokens: bool = False
 ) -> dict[str, Any]:
+    return _failing(lambda: http_load.run(url, requests, clients, seconds, tokens=tokens).as_dict())
+
+
+def _failing(measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return what is measured, or else why not: one failure does not end the run."""
     try:
-        return http_load.run(url, requests, clients, seconds, tokens=tokens).as_dict()
+        return measure()
     except RunFailed as failure:
         say(f"  failed: {failure}")
         return {"errors": 1, "error": str(failure)}
@@ -312,7 +338,8 @@ def _measure(options: argparse.Namespace, plan: Plan) -> int:
     found |= measuring.installed_models(options.repository)
     belongs_to = _belongs_to(found, plan, options.peers)
     cells = Cells(options.partial / "cells.jsonl", belongs_to)
-    index_of = {"passages": plan.passages, "embedder": found["embedder"]["sha256"]}
+    index_of = {"passages": plan.passages, "embedder": found["embedder"]["sha256"],
+                "format": FORMAT_VERSION, "recipe": ChunkSettings().recipe}  # fmt: skip
     with ExitStack() as stack:
         peers = [peer for peer in SEARCHERS if KEYS[peer.name] in options.peers]
         folder = options.partial / fingerprint(index_of)

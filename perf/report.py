@@ -15,6 +15,7 @@ from typing import Any
 TITLES = {
     "grpc": "`{model}`, gRPC",
     "http": "`{model}`, HTTP",
+    "aiperf": "`{model}`, HTTP by AIPerf",
     "fastapi": "FastAPI + sentence-transformers + FAISS",
     "txtai": "txtai API",
     "hayhooks": "Haystack + Hayhooks",
@@ -132,9 +133,11 @@ def figures(result: Result) -> dict[str, list[float]]:
         peer = (f"search/{name}/64", qps)
         found[f"over_{name}"] = _ratios(result, ("search/http/64", qps), peer)
         found[f"over_{name}_grpc"] = _ratios(result, ("search/grpc/64", qps), peer)
-    found["rag_c8_tokens_over_transformers"] = _ratios(
-        result, ("rag/http/8", tokens), ("rag/transformers/8", tokens)
+    answers = ("rag/http/8", qps)
+    found["rag_c8_answers_over_transformers"] = _ratios(
+        result, answers, ("rag/transformers/8", qps)
     )
+    found["rag_c8_answers_over_genai"] = _ratios(result, answers, ("genai/8", value))
     return found
 
 
@@ -174,16 +177,16 @@ def table(result: Result) -> str:
 
 
 README_ROWS = (
-    ("search_c64_over_limit", "`search`, 64 clients, over the in-process limit at batch 64", "{}"),
-    ("search_c1_p50_over_ms", "`search`, 1 client, p50 above the same work in process", "{} ms"),
-    ("search_c200_p95_ms", "`search`, 200 clients, p95", "{} ms"),
-    ("over_fastapi", "`search`, 64 clients, beside FastAPI + sentence-transformers + FAISS", "{}×"),
-    ("over_txtai", "`search`, 64 clients, beside txtai's API", "{}×"),
-    ("over_hayhooks", "`search`, 64 clients, beside Haystack + Hayhooks", "{}×"),
-    ("rag_c8_tokens_over_engine", "`rag`, 8 clients, tokens/s over the bare engine", "{}"),
-    ("rag_c1_ttft_over_ms", "`rag`, 1 client, first token above search and engine", "{} ms"),
-    ("bulk_embed_over_bare", "indexing, passages/s over bare embedding", "{}"),
-    ("server_rss_mb", "memory of the whole server", "{} MB"),
+    ("search_c64_over_limit", "`search`, 64 clients, over the in-process limit at batch 64", ""),
+    ("search_c1_p50_over_ms", "`search`, 1 client, p50 above the same work in process", " ms"),
+    ("search_c200_p95_ms", "`search`, 200 clients, p95", " ms"),
+    ("over_fastapi", "`search`, 64 clients, beside FastAPI + sentence-transformers + FAISS", "×"),
+    ("over_txtai", "`search`, 64 clients, beside txtai's API", "×"),
+    ("over_hayhooks", "`search`, 64 clients, beside Haystack + Hayhooks", "×"),
+    ("rag_c8_tokens_over_engine", "`rag`, 8 clients, tokens/s over the bare engine", ""),
+    ("rag_c1_ttft_over_ms", "`rag`, 1 client, first token above search and engine", " ms"),
+    ("bulk_embed_over_bare", "indexing, passages/s over bare embedding", ""),
+    ("server_rss_mb", "memory of the whole server", " MB"),
 )
 
 
@@ -194,18 +197,19 @@ def readme_table(record: dict[str, Any]) -> str:
     """
     found, around = record["summary"], record.get("spreads", {})
     rows = ["| | |", "|---|---|"]
-    for key, label, form in README_ROWS:
+    for key, label, unit in README_ROWS:
         if found.get(key) is not None:
-            rows.append(f"| {label} | {form.format(_readable(found[key], around.get(key)))} |")
+            rows.append(f"| {label} | {_readable(found[key], unit, around.get(key))} |")
     return "\n".join(rows)
 
 
-def _readable(middle: float, around: Sequence[float] | None) -> str:
+def _readable(middle: float, unit: str, around: Sequence[float] | None) -> str:
     digits = 0 if abs(middle) >= 100 else 1 if abs(middle) >= 10 else 2
-    if around is None or len(around) < 2:
-        return f"{middle:.{digits}f}"
+    shown = f"{middle:.{digits}f}{unit}"
+    if around is None:
+        return shown
     low, high = around
-    return f"{middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+    return f"{shown} ({low:.{digits}f} to {high:.{digits}f})"
 
 
 def _loads(result: Result) -> Iterator[tuple[str, ...]]:
