@@ -12,8 +12,9 @@ their spread over the rounds says how quiet the machine was. ``over_fastapi`` an
 HTTP with HTTP at 64 clients; those that end in ``_grpc`` set our gRPC against the peer's HTTP.
 
 A peer is only comparable if it finds the same: ``agreement_…`` is the share of our first passages
-that it finds among its own, and below ``LEAST_AGREEMENT`` the run fails. ``search`` at 200 clients
-is the crowd; ``rag`` stops at 64, since its engine refuses more than its queue takes.
+that it finds among its own, and below ``report.LEAST_AGREEMENT`` its ratios are void, as they are
+when another embedder than MiniLM is served. ``search`` at 200 clients is the crowd; ``rag`` stops
+at 64, since its engine refuses more than its queue takes.
 
 Each measured cell is kept below ``results/.partial/`` as it is done. A run that was stopped goes on
 where it ended when it is started again, with the same commit, machine and plan.
@@ -60,7 +61,7 @@ from tritonrag.artifacts import llm_dir
 from tritonrag.chunking import ChunkSettings
 from tritonrag.client import Client
 from tritonrag.contract import DEFAULT_COLLECTION, DEFAULT_TOP_K
-from tritonrag.errors import SetupError, TritonragError
+from tritonrag.errors import TritonragError
 from tritonrag.index.manifest import FORMAT_VERSION
 from tritonrag.versions import GENERATE, live_version
 
@@ -73,7 +74,6 @@ ENGINE_PROMPTS = 64
 LLM_TOKENS = 64
 """At most, of an answer by a peer: about what the graph's answers have."""
 AGREEMENT_QUESTIONS = 100
-LEAST_AGREEMENT = 0.9
 Measure = Callable[[], Any]
 
 
@@ -265,13 +265,7 @@ class Bench:
                 ours = {each.id for each in client.search(question, top_k=DEFAULT_TOP_K)}
                 theirs = set(peer.ids(running.answer(question, DEFAULT_TOP_K)))
                 shares.append(len(ours & theirs) / DEFAULT_TOP_K)
-        agreement = round(fmean(shares), 3)
-        if agreement < LEAST_AGREEMENT:
-            raise SetupError(
-                f"{peer.name} finds {agreement:.0%} of our passages, not the {LEAST_AGREEMENT:.0%} "
-                "that a comparison takes: it has other weights or passages (is MiniLM served?)"
-            )
-        return agreement
+        return round(fmean(shares), 3)
 
     def _limit(self) -> float:
         say(f"  in process, {LIMIT_BATCH} questions at a time")

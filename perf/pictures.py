@@ -10,9 +10,10 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from report import TITLES, Result, p95, qps
+from report import TITLES, Result, p50, p95, qps
 
 matplotlib.rcParams |= {"svg.hashsalt": "tritonrag", "svg.fonttype": "none", "font.size": 9}
+REST = "lightgrey"
 STAGES = {"search": ("tokenize", "embed", "retrieve"),
           "rag": ("tokenize", "embed", "retrieve", "prompt", "generate")}  # fmt: skip
 
@@ -75,18 +76,26 @@ def _stages(result: Result) -> Figure:
     labels = []
     for model, stages in STAGES.items():
         for clients in result.clients(f"{model}/grpc"):
-            models = _models(result, f"{model}/grpc/{clients}")
-            if models:
+            name = f"{model}/grpc/{clients}"
+            models, latencies = _models(result, name), result.values(name, p50)
+            if models and latencies:
+                _bar(axes, len(labels), models, stages, statistics.median(latencies))
                 labels.append(f"{model}, {clients}")
-                _bar(axes, len(labels) - 1, models, stages)
     axes.set_yticks(range(len(labels)), labels)
     axes.invert_yaxis()
     handles = [Patch(color=f"C{at}") for at in range(len(STAGES["rag"]))]
-    axes.legend(handles, STAGES["rag"], frameon=False)
+    axes.legend([*handles, Patch(color=REST)], [*STAGES["rag"], "rest"], frameon=False)
     return figure
 
 
-def _bar(axes: Axes, at: int, models: list[dict[str, Any]], stages: tuple[str, ...]) -> None:
+def _bar(
+    axes: Axes, at: int, models: list[dict[str, Any]], stages: tuple[str, ...], latency: float
+) -> None:
+    """Draw a bar of the stages and, up to the median latency, what no model accounts for.
+
+    Triton counts nothing of a stream between `generate` taking a request and its last response, so
+    that the engine's time is in the rest.
+    """
     left = 0.0
     for number, stage in enumerate(stages):
         requests = sum(each[stage]["requests"] for each in models) or 1
@@ -94,6 +103,7 @@ def _bar(axes: Axes, at: int, models: list[dict[str, Any]], stages: tuple[str, .
             width = sum(each[stage][part] for each in models) / requests
             axes.barh(at, width, left=left, color=f"C{number}", alpha=alpha)
             left += width
+    axes.barh(at, max(0.0, latency - left), left=left, color=REST)
 
 
 def _models(result: Result, name: str) -> list[dict[str, Any]]:

@@ -22,6 +22,8 @@ TITLES = {
     "transformers": "FastAPI + transformers",
 }
 SEARCHERS = ("fastapi", "txtai", "hayhooks")
+LEAST_AGREEMENT = 0.8
+"""Share of our passages that a peer has to find; one with an approximate index finds a few less."""
 Figure = Callable[[dict[str, Any]], float | None]
 
 
@@ -52,6 +54,10 @@ class Result:
         """Return at how many clients something was measured."""
         pattern = re.compile(rf"\d+/{re.escape(prefix)}/(\d+)")
         return sorted({int(match[1]) for name in self.cells if (match := pattern.fullmatch(name))})
+
+    def comparable(self, peer: str) -> bool:
+        """Return whether a peer finds the same passages, so that its speed means something."""
+        return (self.cells.get(f"agreement/{peer}") or 0) >= LEAST_AGREEMENT
 
     def _figure(self, name: str, figure: Figure) -> float | None:
         cell = self.cells.get(name)
@@ -129,7 +135,7 @@ def figures(result: Result) -> dict[str, list[float]]:
         "limit_b64_qps": result.values("limit/before", value),
         "limit_b1_p50_ms": result.values("in_process/latency", value),
     }
-    for name in SEARCHERS:
+    for name in filter(result.comparable, SEARCHERS):
         peer = (f"search/{name}/64", qps)
         found[f"over_{name}"] = _ratios(result, ("search/http/64", qps), peer)
         found[f"over_{name}_grpc"] = _ratios(result, ("search/grpc/64", qps), peer)
@@ -145,6 +151,7 @@ def summary(result: Result) -> dict[str, Any]:
     """Return the line that other programs read: medians over the rounds, None where all failed."""
     found: dict[str, Any] = {key: median(values, 3) for key, values in figures(result).items()}
     for name in SEARCHERS:
+        found.setdefault(f"over_{name}", None)
         found[f"agreement_{name}"] = result.cells.get(f"agreement/{name}")
     found["rounds"] = len(result.rounds)
     found["errors"] = sum(_errors(cell) for cell in result.cells.values())

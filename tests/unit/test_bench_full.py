@@ -86,6 +86,11 @@ def test_figures_compare_within_a_round_and_are_medians_over_rounds(report: Modu
     assert (found["rounds"], found["errors"]) == (2, 3)
 
 
+def test_a_peer_that_finds_other_passages_is_not_compared(report: ModuleType) -> None:
+    found = report.summary(report.Result(CELLS | {"agreement/fastapi": 0.5}))
+    assert (found["over_fastapi"], found["agreement_fastapi"]) == (None, 0.5)
+
+
 def test_the_table_has_a_row_for_each_load_and_figure(report: ModuleType) -> None:
     table = report.table(report.Result(CELLS))
     assert "| `search`, gRPC, 64 clients | 90.0 (85.0–95.0) |" in table
