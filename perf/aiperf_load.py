@@ -22,6 +22,8 @@ REQUIREMENTS = Path(__file__).parent / "aiperf-requirements.txt"
 ENVIRONMENT = TOOLS / "aiperf"
 TEMPLATE = '{"question": {{ text|tojson }}}'
 TIMEOUT_S = 240
+ONLINE = {"HF_HUB_OFFLINE": ""}
+"""Offline, AIPerf takes a folder for the name of a model on the hub and looks for it in a cache."""
 
 
 def run(url: str, questions: Sequence[str], tokenizer: Path, clients: int) -> dict[str, Any]:
@@ -80,11 +82,12 @@ def _percentiles(metric: dict[str, float]) -> dict[str, float]:
 def _call(command: list[str]) -> None:
     try:
         ended = subprocess.run(
-            command, env=environments.variables(ENVIRONMENT), stdin=subprocess.DEVNULL,
+            command, env=environments.variables(ENVIRONMENT) | ONLINE, stdin=subprocess.DEVNULL,
             capture_output=True, text=True, timeout=TIMEOUT_S, check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         raise RunFailed(f"aiperf did not end within {TIMEOUT_S} s") from None
     if ended.returncode:
-        said = ended.stderr.strip() or ended.stdout
-        raise RunFailed(f"aiperf: {environments.last_line(said)}")
+        lines = (ended.stdout + ended.stderr).splitlines()
+        errors = (line.partition(" ERROR ")[2].strip() for line in lines if " ERROR " in line)
+        raise RunFailed(f"aiperf: {next(errors, ended.returncode)}")

@@ -12,7 +12,8 @@ What to expect: at 1 client `search` is latency, one question after another thro
 so that its distance to the in-process latency is the cost of the graph. At 64 clients the batcher
 forms batches in which the fixed cost of a run is shared; clients, server and models then share the
 cores. `rag` is bound by prefill (time to first token) and decode (tokens/s): its clients wait for
-the engine, and beyond what the engine batches, more of them only wait longer.
+the engine, and beyond what the engine batches, more of them only wait longer. After the rounds
+comes the crowd, once: ``search`` at 200 clients and ``rag`` at 64.
 
 Standard output is the Markdown table and, as its last line, one JSON object. Both, with all raw
 numbers, Triton's own statistics of each run, machine, versions, commit and command, are written to

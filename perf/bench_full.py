@@ -239,23 +239,25 @@ class Bench:
         form = _search_request if model == "search" else _rag_request
         requests = [form(question) for question in self._servers.questions]
         seconds = longer * self._plan.load_s
-        return _loaded(self._servers.ours.http, requests, clients, seconds, tokens=model == "rag")
+        ours = self._servers.ours
+        return _loaded(ours.http, ours.running.pid, requests, clients, seconds, model == "rag")
 
     def _peer(self, peer: Peer, clients: int) -> dict[str, Any]:
         requests = [peer.request(each, DEFAULT_TOP_K) for each in self._servers.questions]
-        return _loaded(self._servers.peer(peer).url, requests, clients, self._plan.load_s)
+        running = self._servers.peer(peer)
+        return _loaded(running.url, running.pid, requests, clients, self._plan.load_s)
 
     def _generation(self, clients: int) -> dict[str, Any]:
         requests = [TRANSFORMERS.request(each, LLM_TOKENS) for each in self._servers.engine.prompts]
-        url = self._servers.peer(TRANSFORMERS).url
-        return _loaded(url, requests, clients, self._plan.load_s, tokens=True)
+        running = self._servers.peer(TRANSFORMERS)
+        # Answers at once share the cores, and the first ones end late.
+        seconds = self._plan.load_s * (1 if clients == 1 else 4)
+        return _loaded(running.url, running.pid, requests, clients, seconds, tokens=True)
 
     def _aiperf(self, clients: int) -> dict[str, Any]:
-        ours = self._servers.ours
+        ours, questions = self._servers.ours, self._servers.questions
         tokenizer = ours.repository / llm_dir(live_version(ours.repository, GENERATE))
-        return _failing(
-            lambda: aiperf_load.run(ours.http, self._servers.questions, tokenizer, clients)
-        )
+        return _failing(lambda: aiperf_load.run(ours.http, questions, tokenizer.resolve(), clients))
 
     def _agreement(self, peer: Peer) -> float:
         running = self._servers.peer(peer)
@@ -296,9 +298,15 @@ def _rag_request(question: str) -> Request:
 
 
 def _loaded(
-    url: str, requests: Sequence[Request], clients: int, seconds: float, *, tokens: bool = False
-) -> dict[str, Any]:
-    return _failing(lambda: http_load.run(url, requests, clients, seconds, tokens=tokens).as_dict())
+    url: str, pid: int, requests: Sequence[Request], clients: int, seconds: float,
+    tokens: bool = False,
+) -> dict[str, Any]:  # fmt: skip
+    """Put a load on the server of a process and return when it has nothing left to do."""
+    found = _failing(
+        lambda: http_load.run(url, requests, clients, seconds, tokens=tokens).as_dict()
+    )
+    measuring.settle(pid)
+    return found
 
 
 def _failing(measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:

@@ -9,11 +9,13 @@ import dataclasses
 import json
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import perf_analyzer
+import psutil
 from handbook_server import ModelCounts, Served, say
 from perf_analyzer import Load, Measured, RunFailed
 from provenance import stem
@@ -29,6 +31,8 @@ from tritonrag.versions import EMBED, live_version
 
 QUESTIONS = Path(__file__).parent / "workloads" / "questions.json"
 RESULTS = Path(__file__).parent / "results"
+SETTLE_S, SETTLE_STEP_S, IDLE_SHARE = 30, 0.25, 0.2
+"""Idle is less than this share of a core during a step."""
 PACKAGES = ("tritonrag", "nvidia-pytriton", "numpy", "onnxruntime", "onnxruntime-genai",
             "faiss-cpu", "tokenizers")  # fmt: skip
 
@@ -72,6 +76,29 @@ def warm_up(program: Path, served: Served, load: Load, questions: Path) -> None:
         perf_analyzer.warm_up(program, few, served.grpc, questions, requests)
     except RunFailed as failure:
         say(f"  failed: {failure}")
+
+
+def settle(pid: int) -> None:
+    """Wait until a process and its children are idle, at most ``SETTLE_S``.
+
+    A server goes on with requests whose client has left, and would disturb what is measured next.
+    """
+    end = time.monotonic() + SETTLE_S
+    used = _cpu_seconds(pid)
+    while time.monotonic() < end:
+        time.sleep(SETTLE_STEP_S)
+        before, used = used, _cpu_seconds(pid)
+        if used - before < IDLE_SHARE * SETTLE_STEP_S:
+            return
+
+
+def _cpu_seconds(pid: int) -> float:
+    total = 0.0
+    process = psutil.Process(pid)
+    for each in (process, *process.children(recursive=True)):
+        with suppress(psutil.NoSuchProcess):
+            total += sum(each.cpu_times()[:2])
+    return total
 
 
 def counted(
