@@ -6,13 +6,14 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Where to take torch from, for a build without CUDA: TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
 ONCE ?=
+QUICK ?=
 RETRIEVAL ?=
 
 # Any installed version will do; where there is none, version 1 is made.
 EMBEDDER := $(or $(firstword $(wildcard model_repository/embed/*/manifest.json)),model_repository/embed/1/manifest.json)
 LLM := $(or $(firstword $(wildcard model_repository/generate/*/llm/manifest.json)),model_repository/generate/1/llm/manifest.json)
 
-.PHONY: help install models run test lint types unit docs lock bench precisions clean
+.PHONY: help install models run test lint types unit docs lock bench bench-full precisions clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -42,6 +43,9 @@ types: $(VENV)/.dev ## mypy --strict; each model.py on its own, since all have o
 
 bench: $(VENV)/.run models ## search and rag at 1, 8 and 64 clients beside the in-process limit
 	@$(BIN)/python perf/bench.py
+
+bench-full: $(VENV)/.dev models ## the same beside other servers too, 25 minutes; a stopped run goes on (QUICK=1: a check)
+	@$(BIN)/python perf/bench_full.py $(if $(QUICK),--quick)
 
 precisions: $(VENV)/.run ## export both models in every precision: size, speed, parity (RETRIEVAL=folder in BEIR layout)
 	@$(BIN)/python perf/precisions.py $(if $(RETRIEVAL),--retrieval $(RETRIEVAL))

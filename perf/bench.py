@@ -12,7 +12,8 @@ What to expect: at 1 client `search` is latency, one question after another thro
 so that its distance to the in-process latency is the cost of the graph. At 64 clients the batcher
 forms batches in which the fixed cost of a run is shared; clients, server and models then share the
 cores. `rag` is bound by prefill (time to first token) and decode (tokens/s): its clients wait for
-the engine, and beyond what the engine batches, more of them only wait longer.
+the engine, and beyond what the engine batches, more of them only wait longer. After the rounds
+comes the crowd, once: ``search`` at 200 clients and ``rag`` at 64.
 
 Standard output is the Markdown table and, as its last line, one JSON object. Both, with all raw
 numbers, Triton's own statistics of each run, machine, versions, commit and command, are written to
@@ -23,6 +24,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import statistics
 import sys
@@ -32,22 +34,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import measuring
 import perf_analyzer
-from handbook_server import REPOSITORY, ModelCounts, Served, end_on_sigterm, say, served
+from handbook_server import REPOSITORY, Served, end_on_sigterm, say, served
 from in_process import BareEngine, Search
-from perf_analyzer import Load, Measured, RunFailed
-from provenance import provenance, stem
+from measuring import PACKAGES, QUESTIONS, RESULTS, Run
+from perf_analyzer import Load, Measured
+from provenance import provenance
+from report import median, spread
 
-from tritonrag.artifacts import EmbedderManifest, LlmManifest
 from tritonrag.errors import TritonragError
-from tritonrag.settings import RemoteLlmSettings
 
-QUESTIONS = Path(__file__).parent / "workloads" / "questions.json"
-RESULTS = Path(__file__).parent / "results"
 LIMIT_BATCH, ENGINE_BATCH = 64, 8
 ENGINE_PROMPTS = 64
-PACKAGES = ("tritonrag", "nvidia-pytriton", "numpy", "onnxruntime", "onnxruntime-genai",
-            "faiss-cpu", "tokenizers")  # fmt: skip
+BULK_PASSAGES = 192
+"""Passages that are embedded once by the server and once in this process."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,17 @@ class Plan:
     rag_clients: tuple[int, ...]
     crowd: int
     """Clients of one more load of `rag`, measured once after the rounds; 0 is none."""
+    search_crowd: int
+    """The same of `search`."""
     rounds: int
     window_s: float
     piece_s: float
+
+    @property
+    def search_loads(self) -> tuple[int, ...]:
+        """The clients of all loads of `search`, in order."""
+        crowd = (self.search_crowd,) if self.search_crowd else ()
+        return (*sorted(self.search_clients), *crowd)
 
     @property
     def rag_loads(self) -> tuple[int, ...]:
@@ -69,29 +78,12 @@ class Plan:
         return (*self.rag_clients, self.crowd) if self.crowd else self.rag_clients
 
 
-FULL = Plan((64, 1, 8), (1, 8), crowd=64, rounds=3, window_s=0.8, piece_s=1.5)
-SHORT = Plan((16,), (), crowd=0, rounds=1, window_s=0.6, piece_s=1.0)
+FULL = Plan((64, 1, 8), (1, 8), crowd=64, search_crowd=200, rounds=3, window_s=0.8, piece_s=1.5)
+SHORT = Plan((16,), (), crowd=0, search_crowd=0, rounds=1, window_s=0.6, piece_s=1.0)
 RAG_WINDOWS = 2.0
 CROWD_WINDOWS = 8.0
 """Factors on the window: answers take longer than searches, and a crowd's first one, which is
 dropped, has to be as long as the queue that forms before the engine."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """One run of perf_analyzer and what Triton counted during it, or why it failed."""
-
-    load: Load
-    measured: Measured | None
-    models: dict[str, ModelCounts]
-    error: str = ""
-
-    @property
-    def errors(self) -> int:
-        """Requests that failed, as far as anyone has counted them."""
-        failed = self.models[self.load.model].failures if self.load.model in self.models else 0
-        streams = self.measured.errors if self.measured else 0
-        return max(failed + streams, bool(self.error))
 
 
 @dataclass
@@ -101,6 +93,10 @@ class Round:
     limits: list[float] = field(default_factory=list)
     limit_latency_ms: float | None = None
     engine_tokens_per_s: float | None = None
+    engine_first_token_ms: float | None = None
+    bulk_per_s: float | None = None
+    """Passages embedded in a second through the server, and in this process."""
+    bare_bulk_per_s: float | None = None
     runs: list[Run] = field(default_factory=list)
     ratios: dict[int, float] = field(default_factory=dict)
     """Clients to the share of the limit, for the loads of ``search`` with a limit around them."""
@@ -113,7 +109,9 @@ class Bench:
         """Fetch perf_analyzer and load the work to compare with."""
         self._served, self._plan, self._file = each, plan, questions
         self._program = perf_analyzer.ensure()
-        texts = _texts(questions)
+        texts = measuring.question_texts(questions)
+        kept = itertools.cycle(each["text"] for each in measuring.passages(each))
+        self._passages = list(itertools.islice(kept, BULK_PASSAGES))
         self._search = Search(each, texts)
         self._engine = (
             BareEngine(each, self._search, texts[:ENGINE_PROMPTS]) if plan.rag_clients else None
@@ -123,12 +121,7 @@ class Bench:
         """Send the first requests, which cost more than all later ones."""
         say("warming up")
         for load in (*self._searches(), *self._rags()):
-            requests = 4 if load.streaming else 2 * load.clients
-            few = dataclasses.replace(load, clients=min(load.clients, requests))
-            try:
-                perf_analyzer.warm_up(self._program, few, self._served.grpc, self._file, requests)
-            except RunFailed as failure:
-                say(f"  failed: {failure}")
+            measuring.warm_up(self._program, self._served, load, self._file)
 
     def round(self) -> Round:
         """Measure everything once."""
@@ -147,12 +140,18 @@ class Bench:
         if self._engine:
             say(f"  in process, the bare engine with {ENGINE_BATCH} prompts at a time")
             found.engine_tokens_per_s = self._engine.tokens_per_s(ENGINE_BATCH, self._plan.piece_s)
+            found.engine_first_token_ms = self._engine.first_token_ms(self._plan.piece_s)
+        say(f"  {len(self._passages)} passages embedded, by the server and in process")
+        found.bulk_per_s = measuring.bulk_embedding(self._served, self._passages)
+        found.bare_bulk_per_s = self._search.embedded_per_s(self._passages)
         return found
 
     def crowd(self) -> Round:
-        """Measure `rag` with far more clients than the engine takes at a time."""
-        window_s = CROWD_WINDOWS * self._plan.window_s
-        return Round(runs=[self._run(Load("rag", self._plan.crowd, window_s, streaming=True))])
+        """Measure with far more clients than a batch, or the engine, takes at a time."""
+        plan, window_s = self._plan, CROWD_WINDOWS * self._plan.window_s
+        loads = [Load("search", plan.search_crowd, window_s / 2)] if plan.search_crowd else []
+        loads += [Load("rag", plan.crowd, window_s, streaming=True)] if plan.crowd else []
+        return Round(runs=[self._run(load) for load in loads])
 
     def close(self) -> None:
         """Free what was loaded."""
@@ -173,16 +172,7 @@ class Bench:
         return self._search.throughput(LIMIT_BATCH, self._plan.piece_s)
 
     def _run(self, load: Load) -> Run:
-        say(f"  {load.model} at {load.clients} clients")
-        before = self._served.counts()
-        measured, error = None, ""
-        try:
-            measured = perf_analyzer.run(self._program, load, self._served.grpc, self._file)
-        except RunFailed as failure:
-            error = str(failure)
-            say(f"  failed: {error}")
-        after = self._served.counts()
-        return Run(load, measured, {name: after[name].since(before[name]) for name in after}, error)
+        return measuring.run(self._program, self._served, load, self._file)
 
 
 def main() -> int:
@@ -212,7 +202,7 @@ def _measure(options: argparse.Namespace, plan: Plan) -> int:
         try:
             bench.warm_up()
             rounds = _rounds(bench, plan, began + options.budget)
-            if plan.crowd:
+            if plan.crowd or plan.search_crowd:
                 rounds.append(bench.crowd())
             memory_mb = each.memory_mb()
         finally:
@@ -222,7 +212,7 @@ def _measure(options: argparse.Namespace, plan: Plan) -> int:
         "seconds": round(time.monotonic() - began, 1),
     }
     table = _table(plan, rounds, summary)
-    _write(options.output, _record(options, plan, rounds, summary), table)
+    measuring.write(options.output, _record(options, plan, rounds, summary), table)
     print(table)
     print(json.dumps(summary))
     return 1 if summary["errors"] else 0
@@ -249,63 +239,78 @@ def _summary(plan: Plan, rounds: Sequence[Round]) -> dict[str, Any]:
     key = f"search_c{key_clients}_over_limit"
     ratios = [ratio for each in rounds if (ratio := each.ratios.get(key_clients)) is not None]
     summary: dict[str, Any] = {
-        key: _median(ratios, 3),
+        key: median(ratios, 3),
         f"{key}_min": round(min(ratios), 3) if ratios else None,
         f"{key}_max": round(max(ratios), 3) if ratios else None,
-        f"limit_b{LIMIT_BATCH}_qps": _median([limit for r in rounds for limit in r.limits]),
-        "limit_b1_p50_ms": _median(_latencies(rounds), 3),
-        "embed_mean_batch": _median(
+        f"limit_b{LIMIT_BATCH}_qps": median([limit for r in rounds for limit in r.limits]),
+        "limit_b1_p50_ms": median(_latencies(rounds), 3),
+        "embed_mean_batch": median(
             [run.models["embed"].mean_batch for run in _runs(rounds, "search", key_clients)], 2
         ),
     }
-    for clients in sorted(plan.search_clients):
+    for clients in plan.search_loads:
         of = _figures(rounds, "search", clients)
-        summary[f"search_c{clients}_qps"] = _median(of(lambda found: found.qps))
-        summary[f"search_c{clients}_p50_ms"] = _median(of(lambda found: found.latency.p50), 3)
-        summary[f"search_c{clients}_p95_ms"] = _median(of(lambda found: found.latency.p95), 3)
+        summary[f"search_c{clients}_qps"] = median(of(lambda found: found.qps))
+        summary[f"search_c{clients}_p50_ms"] = median(of(lambda found: found.latency.p50), 3)
+        summary[f"search_c{clients}_p95_ms"] = median(of(lambda found: found.latency.p95), 3)
     for clients in plan.rag_loads:
         of = _figures(rounds, "rag", clients)
-        summary[f"rag_c{clients}_ttft_ms"] = _median(of(_ttft))
-        summary[f"rag_c{clients}_tokens_per_s"] = _median(of(lambda found: found.tokens_per_s))
-    summary |= _compared(rounds, summary)
+        summary[f"rag_c{clients}_ttft_ms"] = median(of(_ttft))
+        summary[f"rag_c{clients}_tokens_per_s"] = median(of(lambda found: found.tokens_per_s))
+    summary |= _compared(rounds)
+    summary["bulk_embed_over_bare"] = median(_bulk_ratios(rounds), 3)
     summary["rounds"] = len(_latencies(rounds))
     summary["errors"] = sum(run.errors for each in rounds for run in each.runs)
     return summary
 
 
-def _compared(rounds: Sequence[Round], summary: dict[str, Any]) -> dict[str, Any]:
+def _compared(rounds: Sequence[Round]) -> dict[str, Any]:
     """Return the figures that compare one measurement with another of the same round."""
-    over_ms, over_engine = [], []
+    over_ms, first_over_ms, over_engine = [], [], []
     for each in rounds:
         by = {(run.load.model, run.load.clients): run.measured for run in each.runs}
-        alone = by.get(("search", 1))
+        alone, answer = by.get(("search", 1)), by.get(("rag", 1))
         if alone and each.limit_latency_ms:
             over_ms.append(alone.latency.p50 - each.limit_latency_ms)
+        if alone and answer and answer.first_token and each.engine_first_token_ms:
+            parts = alone.latency.p50 + each.engine_first_token_ms
+            first_over_ms.append(answer.first_token.p50 - parts)
         rag = by.get(("rag", ENGINE_BATCH))
         if rag and rag.tokens_per_s and each.engine_tokens_per_s:
             over_engine.append(rag.tokens_per_s / each.engine_tokens_per_s)
-    engine = [each.engine_tokens_per_s for each in rounds if each.engine_tokens_per_s]
     if not any(run.load.streaming for each in rounds for run in each.runs):
         return {}
     return {
-        "search_c1_p50_over_ms": _median(over_ms, 3),
-        f"engine_b{ENGINE_BATCH}_tokens_per_s": _median(engine),
-        f"rag_c{ENGINE_BATCH}_tokens_over_engine": _median(over_engine, 3),
+        "search_c1_p50_over_ms": median(over_ms, 3),
+        "engine_b1_ttft_ms": median(_of(rounds, "engine_first_token_ms")),
+        "rag_c1_ttft_over_ms": median(first_over_ms),
+        f"engine_b{ENGINE_BATCH}_tokens_per_s": median(_of(rounds, "engine_tokens_per_s")),
+        f"rag_c{ENGINE_BATCH}_tokens_over_engine": median(over_engine, 3),
     }
+
+
+def _bulk_ratios(rounds: Sequence[Round]) -> list[float]:
+    pairs = ((each.bulk_per_s, each.bare_bulk_per_s) for each in rounds)
+    return [served / bare for served, bare in pairs if served and bare]
+
+
+def _of(rounds: Sequence[Round], field: str) -> list[float]:
+    """Return one figure of every round that has it."""
+    return [value for each in rounds if (value := getattr(each, field)) is not None]
 
 
 def _table(plan: Plan, rounds: Sequence[Round], summary: dict[str, Any]) -> str:
     head = ("load", "requests/s", "p50 ms", "p95 ms", "first token p50 ms", "tokens/s",
             "mean batch of embed")  # fmt: skip
-    loads = [("search", clients) for clients in sorted(plan.search_clients)]
+    loads = [("search", clients) for clients in plan.search_loads]
     loads += [("rag", clients) for clients in plan.rag_loads]
     rows = [_row(rounds, model, clients) for model, clients in loads]
     limits = [limit for each in rounds for limit in each.limits]
-    rows.append([f"in process, batch {LIMIT_BATCH}", _spread(limits), *[""] * 4, str(LIMIT_BATCH)])
-    rows.append(["in process, batch 1", "", _spread(_latencies(rounds)), *[""] * 3, "1"])
-    engine = [each.engine_tokens_per_s for each in rounds if each.engine_tokens_per_s]
+    rows.append([f"in process, batch {LIMIT_BATCH}", spread(limits), *[""] * 4, str(LIMIT_BATCH)])
+    rows.append(["in process, batch 1", "", spread(_latencies(rounds)), *[""] * 3, "1"])
+    engine = _of(rounds, "engine_tokens_per_s")
     if engine:
-        rows.append([f"bare engine, {ENGINE_BATCH} prompts", *[""] * 4, _spread(engine), ""])
+        rows.append([f"bare engine, {ENGINE_BATCH} prompts", *[""] * 4, spread(engine), ""])
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
     ratios = [each.ratios[plan.search_clients[0]] for each in rounds if each.ratios]
     return "\n".join(
@@ -313,7 +318,7 @@ def _table(plan: Plan, rounds: Sequence[Round], summary: dict[str, Any]) -> str:
             *("| " + " | ".join(cells) + " |" for cells in lines),
             "",
             f"`search` at {plan.search_clients[0]} clients over the in-process limit: "
-            f"**{_spread(ratios, 3) or 'not measured'}**; medians of {summary['rounds']} rounds "
+            f"**{spread(ratios, 3) or 'not measured'}**; medians of {summary['rounds']} rounds "
             "(lowest–highest), "
             f"{summary['errors']} errors, server memory {summary['server_rss_mb']} MB.",
         ]
@@ -325,12 +330,12 @@ def _row(rounds: Sequence[Round], model: str, clients: int) -> list[str]:
     batches = [run.models["embed"].mean_batch for run in _runs(rounds, model, clients)]
     return [
         f"`{model}`, {clients} client{'s' * (clients > 1)}",
-        _spread(of(lambda found: found.qps)),
-        _spread(of(lambda found: found.latency.p50)),
-        _spread(of(lambda found: found.latency.p95)),
-        _spread(of(_ttft)),
-        _spread(of(lambda found: found.tokens_per_s)),
-        _spread(batches),
+        spread(of(lambda found: found.qps)),
+        spread(of(lambda found: found.latency.p50)),
+        spread(of(lambda found: found.latency.p95)),
+        spread(of(_ttft)),
+        spread(of(lambda found: found.tokens_per_s)),
+        spread(batches),
     ]
 
 
@@ -356,20 +361,7 @@ def _ttft(found: Measured) -> float | None:
 
 
 def _latencies(rounds: Sequence[Round]) -> list[float]:
-    return [ms for each in rounds if (ms := each.limit_latency_ms) is not None]
-
-
-def _median(values: Sequence[float], digits: int = 1) -> float | None:
-    return round(statistics.median(values), digits) if values else None
-
-
-def _spread(values: Sequence[float], digits: int = 1) -> str:
-    if not values:
-        return ""
-    middle = f"{statistics.median(values):.{digits}f}"
-    if len(values) == 1:
-        return middle
-    return f"{middle} ({min(values):.{digits}f}–{max(values):.{digits}f})"
+    return _of(rounds, "limit_latency_ms")
 
 
 def _record(
@@ -377,33 +369,15 @@ def _record(
 ) -> dict[str, Any]:
     found = provenance("perf/bench.py", PACKAGES)
     found["versions"]["perf_analyzer"] = perf_analyzer.VERSION
-    return found | {
-        "embedder": dataclasses.asdict(EmbedderManifest.load(options.repository)),
-        "llm": _llm(options.repository),
-        "plan": dataclasses.asdict(plan),
-        "summary": summary,
-        "rounds": [dataclasses.asdict(each) for each in rounds],
-    }
-
-
-def _llm(repository: Path) -> dict[str, Any]:
-    remote = RemoteLlmSettings.from_environment()
-    if remote:
-        return {"model": remote.model, "remote": True}
-    return dataclasses.asdict(LlmManifest.load(repository))
-
-
-def _write(folder: Path, record: dict[str, Any], table: str) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    name = stem(record)
-    (folder / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    (folder / f"{name}.md").write_text(table + "\n", encoding="utf-8")
-    say(f"written: {folder / name}.json and .md")
-
-
-def _texts(questions: Path) -> list[str]:
-    steps = json.loads(questions.read_text(encoding="utf-8"))["data"]
-    return [step["question"]["content"][0] for step in steps]
+    return (
+        found
+        | measuring.installed_models(options.repository)
+        | {
+            "plan": dataclasses.asdict(plan),
+            "summary": summary,
+            "rounds": [dataclasses.asdict(each) for each in rounds],
+        }
+    )
 
 
 def _options() -> argparse.Namespace:

@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -38,7 +38,7 @@ NOTICE_S = 10
 class ModelCounts:
     """What Triton's statistics say of one model, since it was loaded or between two looks.
 
-    Times are sums over all requests, in milliseconds.
+    Times are sums over all requests, in milliseconds. ``batches`` counts executions by their size.
     """
 
     requests: int
@@ -46,6 +46,7 @@ class ModelCounts:
     executions: int
     queue_ms: float
     compute_ms: float
+    batches: dict[int, int] = field(default_factory=dict)
 
     def since(self, earlier: ModelCounts) -> ModelCounts:
         """Return what came after ``earlier``."""
@@ -55,6 +56,11 @@ class ModelCounts:
             self.executions - earlier.executions,
             self.queue_ms - earlier.queue_ms,
             self.compute_ms - earlier.compute_ms,
+            {
+                size: count - earlier.batches.get(size, 0)
+                for size, count in self.batches.items()
+                if count > earlier.batches.get(size, 0)
+            },
         )
 
     @property
@@ -76,6 +82,11 @@ class Served:
     def grpc(self) -> str:
         """``host:port`` of gRPC."""
         return f"{HOST}:{self.running.ports.grpc}"
+
+    @property
+    def http(self) -> str:
+        """The URL of HTTP, without a path."""
+        return f"http://{HOST}:{self.running.ports.http}"
 
     def config(self, model: str) -> dict[str, Any]:
         """Return the configuration of a model as the server has read it."""
@@ -100,8 +111,7 @@ class Served:
         return total / 1e6
 
     def _get(self, path: str) -> Any:
-        url = f"http://{HOST}:{self.running.ports.http}/v2/{path}"
-        return httpx.get(url, timeout=10).raise_for_status().json()
+        return httpx.get(f"{self.http}/v2/{path}", timeout=10).raise_for_status().json()
 
 
 @contextmanager
@@ -116,13 +126,13 @@ def served(
     with tempfile.TemporaryDirectory(prefix="tritonrag-perf-") as name:
         folder = Path(name)
         server = EmbeddedServer(folder / "state")
-        index = index_dir or folder / "index"
+        target = index_dir or folder / "index"
         say("starting the server …")
         try:
-            running = server.start(repository, index, free_ports(), bound_to_parent=True)
-            each = Served(running, repository, index, folder / "state" / "backends")
+            running = server.start(repository, target, free_ports(), bound_to_parent=True)
+            each = Served(running, repository, target, folder / "state" / "backends")
             if index_dir is None:
-                _index(each, documents)
+                index(each, documents)
             yield each
         finally:
             server.stop()
@@ -142,7 +152,12 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _index(each: Served, documents: Path) -> None:
+def index(each: Served, documents: Path) -> None:
+    """Index ``documents`` through the server and return when it serves them.
+
+    Raises:
+        SetupError: they cannot be indexed.
+    """
     say(f"indexing {documents.name} …")
     environment = os.environ | {URL_VARIABLE: each.grpc, INDEX_DIR_VARIABLE: str(each.index_dir)}
     command = [
@@ -172,4 +187,5 @@ def _counts(each: dict[str, Any]) -> ModelCounts:
         each["execution_count"],
         stats["queue"]["ns"] / 1e6,
         compute / 1e6,
+        {batch["batch_size"]: batch["compute_infer"]["count"] for batch in each["batch_stats"]},
     )

@@ -28,13 +28,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import onnxruntime as ort
+import onnxruntime_genai as og
 from handbook_server import Served
 
-from tritonrag.artifacts import EmbedderManifest, embedder_dir
+from tritonrag.artifacts import EmbedderManifest, embedder_dir, llm_dir
 from tritonrag.engines import load_engine, prompt_builder
 from tritonrag.errors import TritonragError
 from tritonrag.generation import Generation, Usage
 from tritonrag.index import Query, Result, Retriever
+from tritonrag.index.embedding import BATCH_TEXTS
 from tritonrag.prompting import parse_passages
 from tritonrag.settings import ModelArgs
 from tritonrag.tokenizing import TextTokenizer
@@ -62,10 +64,15 @@ class Search:
 
     def answer(self, questions: Sequence[str]) -> list[Result]:
         """Return the passages of each question, found in one batch."""
-        ids, mask = self._tokenizer.encode(questions, ["query"] * len(questions))
-        feed = {"input_ids": ids, "attention_mask": mask}
-        (embeddings,) = self._session.run(self._output, feed)
-        return self._retriever.search([Query(row) for row in embeddings])
+        return self._retriever.search([Query(row) for row in self._embed(questions, "query")])
+
+    def embedded_per_s(self, passages: Sequence[str]) -> float:
+        """Return the passages embedded in a second, in the batches that indexing makes."""
+        ordered = sorted(passages, key=len, reverse=True)
+        began = time.perf_counter()
+        for first in range(0, len(ordered), BATCH_TEXTS):
+            self._embed(ordered[first : first + BATCH_TEXTS], "passage")
+        return len(passages) / (time.perf_counter() - began)
 
     def throughput(self, batch: int, seconds: float) -> float:
         """Return the questions answered in a second, ``batch`` at a time."""
@@ -84,6 +91,12 @@ class Search:
         endless = itertools.cycle(self._questions)
         while True:
             yield list(itertools.islice(endless, size))
+
+    def _embed(self, texts: Sequence[str], role: str) -> Any:
+        ids, mask = self._tokenizer.encode(texts, [role] * len(texts))
+        feed = {"input_ids": ids, "attention_mask": mask}
+        (embeddings,) = self._session.run(self._output, feed)
+        return embeddings
 
     def close(self) -> None:
         """Stop watching the index."""
@@ -126,6 +139,26 @@ class BareEngine:
             ended.get()
         return tokens / (now - began)
 
+    def first_token_ms(self, seconds: float) -> float:
+        """Return the median time from a prompt to the first text of its answer, one at a time."""
+        ended: queue.SimpleQueue[Usage | TritonragError] = queue.SimpleQueue()
+        generations = itertools.cycle(self._generations)
+        took: list[float] = []
+        end = time.perf_counter() + seconds
+        while not took or time.perf_counter() < end:
+            sink = _Sink(ended)
+            began = time.perf_counter()
+            self._engine.submit(next(generations), sink)
+            _usage(ended.get())
+            if sink.first is not None:
+                took.append(sink.first - began)
+        return statistics.median(took) * 1e3
+
+    @property
+    def prompts(self) -> list[str]:
+        """The prompts that it is given."""
+        return [each.prompt for each in self._generations]
+
     def close(self) -> None:
         """Free the engine."""
         self._engine.close()
@@ -136,14 +169,48 @@ class BareEngine:
         return Generation("", prompt, kept, grounding=grounding)
 
 
-@dataclass(frozen=True)
+class DirectGenai:
+    """ONNX Runtime GenAI as its documentation uses it: a generator per batch, greedy and free."""
+
+    def __init__(self, served: Served, prompts: Sequence[str], max_tokens: int) -> None:
+        """Load the LLM a second time, with the library's own thread settings."""
+        folder = served.repository / llm_dir(live_version(served.repository, GENERATE))
+        self._model = og.Model(str(folder))
+        self._tokenizer = og.Tokenizer(self._model)
+        self._prompts, self._max_tokens = prompts, max_tokens
+
+    def answers_per_s(self, batch: int, seconds: float) -> float:
+        """Return the answers a second, ``batch`` prompts at a time, each batch to its end."""
+        prompts = itertools.cycle(self._prompts)
+        began, answers = time.perf_counter(), 0
+        while (took := time.perf_counter() - began) < seconds or not answers:
+            self._answer(list(itertools.islice(prompts, batch)))
+            answers += batch
+        return answers / took
+
+    def _answer(self, prompts: list[str]) -> None:
+        longest = max(len(self._tokenizer.encode(prompt)) for prompt in prompts)
+        params = og.GeneratorParams(self._model)
+        params.set_search_options(
+            batch_size=len(prompts), max_length=longest + self._max_tokens, do_sample=False
+        )
+        generator = og.Generator(self._model, params)
+        generator.append_tokens(self._tokenizer.encode_batch(prompts))
+        while not generator.is_done():
+            generator.generate_next_token()
+
+
+@dataclass
 class _Sink:
-    """Takes one generation and keeps how it ended."""
+    """Takes one generation and keeps when its text began and how it ended."""
 
     ended: queue.SimpleQueue[Usage | TritonragError]
+    first: float | None = None
 
     def delta(self, text: str) -> None:
         """Drop the text."""
+        if self.first is None:
+            self.first = time.perf_counter()
 
     def finish(self, reason: str, usage: Usage) -> None:
         self.ended.put(usage)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from typer.testing import CliRunner
@@ -13,6 +15,10 @@ from tritonrag.cli import app
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(
+    r"<!-- figures of (perf/results/\S+\.json) -->\n(.*?)\n<!-- end of figures -->",
+    README, re.DOTALL,
+)  # fmt: skip
 SHELL = "\n".join(re.findall(r"```bash\n(.*?)```", README, re.DOTALL))
 
 
@@ -56,3 +62,25 @@ def test_the_tree_is_the_tree() -> None:
     assert len(named) >= 12
     for name in named:
         assert (ROOT / name).exists(), name
+
+
+@pytest.fixture
+def report(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(ROOT / "perf"))
+    import report as module
+
+    return module
+
+
+@pytest.mark.parametrize(("path", "shown"), BLOCKS)
+def test_figures_are_those_of_their_result(path: str, shown: str, report: ModuleType) -> None:
+    record = json.loads((ROOT / path).read_text(encoding="utf-8"))
+    assert shown.strip() == report.readme_table(record)
+
+
+@pytest.mark.skipif(not BLOCKS, reason="README shows no figures between markers")
+def test_the_section_on_speed_has_no_figures_of_its_own() -> None:
+    section = README.split("## Speed\n")[1].split("\n## ")[0]
+    outside = re.sub(r"<!-- figures of .*?<!-- end of figures -->", "", section, flags=re.DOTALL)
+    rows = [line for line in outside.splitlines() if line.startswith("|")]
+    assert rows == []

@@ -102,11 +102,15 @@ def test_the_short_benchmark_measures_and_writes_its_result(tmp_path: Path) -> N
     assert summary["limit_b64_qps"] > 0
     assert summary["search_c16_over_limit"] > 0.05
     assert summary["embed_mean_batch"] > 1
+    assert summary["bulk_embed_over_bare"] > 0.05
     (record,) = tmp_path.glob("*.json")
     written = json.loads(record.read_text(encoding="utf-8"))
     assert written["summary"] == summary
     assert written["machine"]["cores"] >= 1
-    assert written["rounds"][0]["runs"][0]["models"]["embed"]["executions"] > 0
+    embed = written["rounds"][0]["runs"][0]["models"]["embed"]
+    assert embed["executions"] > 0
+    batches = {int(size): count for size, count in embed["batches"].items()}
+    assert sum(size * count for size, count in batches.items()) == embed["requests"]
     assert record.with_suffix(".md").read_text(encoding="utf-8").startswith("| load |")
 
 
