@@ -25,7 +25,8 @@ from tritonrag.chunking import Chunker, ChunkSettings, Passage
 from tritonrag.client import Client
 from tritonrag.contract import DEFAULT_COLLECTION
 from tritonrag.index import Snapshot, layout
-from tritonrag.index.embedding import embed_all
+from tritonrag.index.adding import GROUP_PASSAGES
+from tritonrag.index.embedding import embed_groups
 from tritonrag.settings import RemoteLlmSettings
 from tritonrag.versions import EMBED, live_version
 
@@ -113,7 +114,11 @@ def bulk_embedding(served: Served, texts: Sequence[str]) -> float:
     dimension = EmbedderManifest.load(served.repository).dimension
     with Client(served.grpc) as client:
         began = time.perf_counter()
-        embed_all(client, texts, dimension)
+        groups = (
+            (at, texts[at : at + GROUP_PASSAGES]) for at in range(0, len(texts), GROUP_PASSAGES)
+        )
+        for _ in embed_groups(client, groups, dimension):
+            pass
         return len(texts) / (time.perf_counter() - began)
 
 

@@ -249,9 +249,10 @@ def test_metrics_show_collections_and_searches(model: pb_fake.Served, index_dir:
 
     shutil.rmtree(index_dir / "other")
     write_snapshot(
-        index_dir, "default", [("a.md", ["x"])], number=2,
-        served=dataclasses.replace(embedder(), model="elsewhere"),
+        index_dir, "default", [("a.md", ["x"])],
+        served=dataclasses.replace(embedder(), model="elsewhere", sha256="cd" * 32),
     )  # fmt: skip
+    layout.pointer(folder, embedder().sha256).unlink()
     model.model._retriever.refresh()
     until(lambda: reading("tritonrag_index_refused default") == 1)
     assert reading("tritonrag_index_passages default") == 3
