@@ -41,6 +41,7 @@ from tritonrag.artifacts import (
     folder_size,
     installed_versions,
     read_json,
+    size,
 )
 from tritonrag.contract import ROLES
 from tritonrag.errors import SetupError
@@ -52,7 +53,6 @@ from tritonrag.exporting import (
     max_tokens_of,
     quieten,
     run,
-    size,
     source_of,
     version_of,
     write_tokenizer,

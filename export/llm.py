@@ -38,6 +38,7 @@ from tritonrag.artifacts import (
     folder_size,
     installed_versions,
     read_json,
+    size,
 )
 from tritonrag.contract import GROUNDINGS
 from tritonrag.errors import SetupError
@@ -48,7 +49,6 @@ from tritonrag.exporting import (
     installing,
     quieten,
     run,
-    size,
     source_of,
     version_of,
 )

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tritonrag.artifacts import ENGINES
+from tritonrag.artifacts import ENGINES, size
 from tritonrag.contract import GROUNDINGS
 from tritonrag.errors import SetupError
-from tritonrag.exporting import BYTES_PER_PARAMETER, common_options, size
+from tritonrag.exporting import BYTES_PER_PARAMETER, common_options
 from tritonrag.llm_config import (
     MAX_PAGED_BATCH,
     USABLE,

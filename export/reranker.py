@@ -36,6 +36,7 @@ from tritonrag.artifacts import (
     folder_size,
     installed_versions,
     read_json,
+    size,
 )
 from tritonrag.errors import SetupError
 from tritonrag.exporting import (
@@ -46,7 +47,6 @@ from tritonrag.exporting import (
     max_tokens_of,
     quieten,
     run,
-    size,
     source_of,
     version_of,
     write_tokenizer,

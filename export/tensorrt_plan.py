@@ -32,10 +32,11 @@ from tritonrag.artifacts import (
     EmbedderManifest,
     installed_versions,
     sha256,
+    size,
 )
 from tritonrag.contract import MAX_BATCH_SIZE
 from tritonrag.errors import SetupError
-from tritonrag.exporting import judged, run, size
+from tritonrag.exporting import judged, run
 
 PROFILES = 5
 """Length buckets: up to the embedder's longest input, half of it, a quarter, and so on. The config

@@ -318,3 +318,12 @@ def _load(cls: type[_Read], repository: Path, kind: Kind, version: int | None) -
         raise SetupError(
             f"{path}: not a manifest of this version ({error}); run {kind.program} again"
         ) from error
+
+
+def size(count: float) -> str:
+    """Return bytes as text, in powers of 1,000."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"

@@ -20,7 +20,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from tritonrag import rollout, versions
-from tritonrag.artifacts import read_json, staged
+from tritonrag.artifacts import read_json, size, staged
 from tritonrag.errors import InvalidRequest, SetupError, TritonragError
 from tritonrag.sources import (
     Source,
@@ -266,12 +266,3 @@ class Plan:
             ("memory", f"about {size(exporting)} while exporting; weights {size(self.artefact)} "
              "when served"),
         ]  # fmt: skip
-
-
-def size(count: float) -> str:
-    """Return bytes as text, in powers of 1,000."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"

@@ -21,12 +21,12 @@ from tritonrag.artifacts import (
     folder_size,
     model_sha256,
     sha256,
+    size,
 )
 from tritonrag.cli.options import INDEX, REPOSITORY, AsJson, IndexDir
 from tritonrag.cli.serving import STATE, StateDir
 from tritonrag.client.administration import Administration
 from tritonrag.errors import InvalidRequest, SetupError, TritonragError, Unavailable
-from tritonrag.exporting import size
 from tritonrag.settings import ADMIN_KEY_VARIABLE, REPOSITORY_VARIABLE, URL_VARIABLE
 from tritonrag.versions import EMBED, Kind, Live
 
