@@ -133,7 +133,7 @@ def test_metrics_tell_of_collections_and_searches(
     before = one("tritonrag_searches_total")
     for _ in range(5):
         client.search("x", collection=teams)
-    until(lambda: one("tritonrag_searches_total") == before + 5)
+    until(lambda: one("tritonrag_searches_total") >= before + 5)  # and those from just before
     assert one("tritonrag_index_passages") == one("tritonrag_index_documents") == 3
     assert one("tritonrag_index_refused") == 0
     assert 0 <= time.time() - one("tritonrag_index_snapshot_created_seconds") < 600
