@@ -71,9 +71,6 @@ ROLES = ("query", "passage")
 GROUNDINGS = ("free", "quote")
 """``free``: the LLM words the answer. ``quote``: whole sentences of the passages only."""
 
-FINISH_REASONS = ("stop", "length", "cancelled", "error")
-"""How a generation ended."""
-
 
 @dataclass(frozen=True)
 class TensorSpec:

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from tritonrag.errors import InvalidRequest
 from tritonrag.formats import parse
 from tritonrag.formats.outline import Block, Outline
-from tritonrag.metadata import Metadata
+from tritonrag.metadata import MAX_TITLE_CHARS, Metadata
 
 MAX_FILE_BYTES = 32 * 1024 * 1024
 """A larger file is refused: it is a data set rather than a document."""
@@ -132,7 +132,7 @@ def parse_document(file: SourceFile, content: bytes) -> Document:
     if not outline.blocks:
         raise InvalidRequest("holds no text")
     metadata = Metadata.joined(outline.metadata, file.metadata)
-    title = str(file.metadata.get("title") or outline.title or file.path.stem)
+    title = str(file.metadata.get("title") or outline.title or file.path.stem)[:MAX_TITLE_CHARS]
     return Document(file.source, title, outline.text, outline.blocks, metadata)
 
 

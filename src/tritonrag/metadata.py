@@ -132,7 +132,7 @@ def said_outside(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _title(value: object) -> str:
     title = " ".join(value.split()) if isinstance(value, str) else ""
-    if not 0 < len(title) <= MAX_TITLE_CHARS:
+    if not 0 < len(title) <= MAX_TITLE_CHARS or not _is_utf8(title):
         raise InvalidRequest(
             f"metadata: `title` is {_shown(value)}, expected a text of 1 to {MAX_TITLE_CHARS} "
             "characters"
@@ -178,7 +178,7 @@ def _label(name: str, value: object) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int) or _huge(value):
         raise InvalidRequest(f"metadata: `{name}` holds {_shown(value)}, expected texts")
     label = str(value).strip()
-    if not 0 < len(label) <= MAX_TAG_CHARS:
+    if not 0 < len(label) <= MAX_TAG_CHARS or not _is_utf8(label):
         raise InvalidRequest(
             f"metadata: `{name}` holds {_shown(value)}; a value has 1 to {MAX_TAG_CHARS} characters"
         )
@@ -190,7 +190,7 @@ def _moment(name: str, value: object) -> str:
         return ""
     try:
         moment = _parsed(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise InvalidRequest(
             f"metadata: `{name}` is {_shown(value)}, expected a date such as 2026-03-31"
         ) from None
@@ -221,12 +221,21 @@ def _value(name: object, value: object) -> Value:
     if isinstance(value, date):
         return _moment(str(name), value)
     finite = math.isfinite(value) if isinstance(value, float) else not _huge(value)
-    if isinstance(value, str | int | float) and finite and len(str(value)) <= MAX_VALUE_CHARS:
+    if isinstance(value, str | int | float) and finite and _is_short(str(value)):
         return value
     raise InvalidRequest(
         f"metadata: `{name}` is {_shown(value)}, expected a text of at most {MAX_VALUE_CHARS} "
         "characters, a number, a date or true or false"
     )
+
+
+def _is_short(text: str) -> bool:
+    return len(text) <= MAX_VALUE_CHARS and _is_utf8(text)
+
+
+def _is_utf8(text: str) -> bool:
+    """Tell whether a text can be written: escapes in JSON and YAML can make half a character."""
+    return not any("\ud800" <= each <= "\udfff" for each in text)
 
 
 def _huge(value: object) -> bool:

@@ -30,7 +30,7 @@ MAX_TEXT_BYTES = 64 * 1024 * 1024
 """The most that the passages of one file may take, in UTF-8: it bounds what a file expands to."""
 
 AHEAD_FILES, AHEAD_BYTES = 256, 64 * 1024 * 1024
-"""How far parsing runs ahead of its caller."""
+"""How far parsing runs ahead of its caller: files, and bytes of files and of results."""
 
 MAX_WORKERS = 8
 
@@ -103,6 +103,7 @@ class ParserPool:
         self._idle: list[_Worker] = []
         self._workers: set[_Worker] = set()
         self._closed = False
+        self._waiting = 0  # bytes of results that nobody has taken yet
 
     def __enter__(self) -> ParserPool:
         """Return the pool."""
@@ -138,11 +139,13 @@ class ParserPool:
         for job in jobs:
             ahead.append((job, self._threads.submit(self._cut, job)))
             size += len(job.content)
-            while ahead and (ahead[0][1].done() or len(ahead) > AHEAD_FILES or size > AHEAD_BYTES):
+            while ahead and (
+                ahead[0][1].done() or len(ahead) > AHEAD_FILES or size + self._waiting > AHEAD_BYTES
+            ):
                 size -= len(ahead[0][0].content)
-                yield _result(*ahead.popleft())
+                yield self._result(*ahead.popleft())
         while ahead:
-            yield _result(*ahead.popleft())
+            yield self._result(*ahead.popleft())
 
     def _cut(self, job: Job) -> Cut:
         worker = self._take()
@@ -154,7 +157,20 @@ class ParserPool:
         self._idle.append(worker)
         if isinstance(made, InvalidRequest):
             raise made
+        self._count(_bytes(made))
         return made
+
+    def _result(self, job: Job, future: Future[Cut]) -> tuple[Job, Cut | InvalidRequest]:
+        try:
+            made = future.result()
+        except InvalidRequest as error:
+            return job, error
+        self._count(-_bytes(made))
+        return job, made
+
+    def _count(self, size: int) -> None:
+        with self._lock:
+            self._waiting += size
 
     def _take(self) -> _Worker:
         with self._lock:
@@ -271,11 +287,8 @@ def _reply(
         return InvalidRequest(f"cannot be cut into passages: {type(error).__name__}: {error}")
 
 
-def _result(job: Job, future: Future[Cut]) -> tuple[Job, Cut | InvalidRequest]:
-    try:
-        return job, future.result()
-    except InvalidRequest as error:
-        return job, error
+def _bytes(made: Cut) -> int:
+    return sum(map(len, made.lines)) + sum(map(len, made.texts))
 
 
 def _reason(status: int, limits: Limits) -> str:

@@ -203,7 +203,7 @@ def test_unreadable_files(tmp_path: Path) -> None:
 
 
 def test_a_front_matter_that_cannot_be_read_does_not_open_what_it_closes() -> None:
-    with pytest.raises(InvalidRequest, match="names `access` but is not YAML"):
+    with pytest.raises(InvalidRequest, match="names `access` but cannot be read"):
         parse("a.md", "---\ntitle: [x\naccess: hr\n---\ntext")
     with pytest.raises(InvalidRequest, match="`access` has no value"):
         parse("a.md", "---\naccess:\n---\ntext")

@@ -184,3 +184,22 @@ def test_scripts_of_a_pdf_are_not_run(secret: Path) -> None:
     parsed("a.pdf", buffer.getvalue())
     with nothing_reached():
         assert [block.text for block in parsed("a.pdf", buffer.getvalue()).blocks] == ["Seen"]
+
+
+@pytest.mark.parametrize(
+    ("name", "opening"),
+    [
+        ("a.md", "---\n- access: [hr]\n---\n"),
+        ("a.md", "---\naccess: [hr]\n\n"),
+        ("a.md", "\n---\naccess: [hr]\n---\n"),
+        ("a.txt", "---\naccess: [hr]\n---\n"),
+        ("a.rst", "---\naccess: [hr]\n---\n"),
+    ],
+)
+def test_access_that_is_not_read_refuses_the_document(name: str, opening: str) -> None:
+    with pytest.raises(InvalidRequest, match="its front matter names `access` but cannot be read"):
+        parsed(name, f"{opening}\nThe text.".encode())
+
+
+def test_a_rule_at_the_beginning_is_no_front_matter() -> None:
+    assert parsed("a.md", b"---\n\nAccess by key card, see below.").text

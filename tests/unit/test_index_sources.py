@@ -64,3 +64,30 @@ def test_new_metadata_embeds_nothing_but_a_new_title_does(docs: Path, index: Pat
     (docs / "pay.md.meta.json").write_text('{"title": "Wages"}')
     assert add(index, docs, embedder).embedded == 1
     assert embedder.texts == ["Wages\nMonthly."]
+
+
+def test_a_failed_file_keeps_its_document_but_not_a_wider_access(docs: Path, index: Path) -> None:
+    add(index, docs)
+    (docs / "pay.md").write_text("")
+    (docs / "pay.md.meta.yaml").write_text("access: [hr]")
+    for _ in range(2):
+        (failure,) = add(index, docs).failures
+        assert failure.reason.startswith("holds no text")
+        assert live(index)[1].metadata.access == ("hr",)
+
+
+def test_a_sidecar_that_leads_nowhere_opens_nothing(docs: Path, index: Path) -> None:
+    (docs / "pay.md.meta.yaml").write_text("access: [hr]")
+    add(index, docs)
+    (docs / "pay.md.meta.yaml").unlink()
+    (docs / "pay.md.meta.yaml").symlink_to(docs / "none.yaml")
+    assert len(add(index, docs).failures) == 1
+    assert live(index)[1].metadata.access == ("hr",)
+
+
+@pytest.mark.parametrize("name", ["pay.md.meta.YAML", "pay.md.meta.yml", "pay.md.META.Yaml"])
+def test_a_sidecar_is_one_in_any_case(docs: Path, index: Path, name: str) -> None:
+    (docs / name).write_text("access: [hr]")
+    report = add(index, docs)
+    assert (report.failures, report.unknown) == ([], [])
+    assert live(index)[1].metadata.access == ("hr",)

@@ -43,6 +43,9 @@ SECONDS = (
     "Seconds that the search for one batch of requests took",
 )
 
+KEPT_BATCHES = 100_000
+"""Batches that wait to be counted: only where publishing has ended do they become so many."""
+
 
 class IndexMetrics:
     """Publishes the collections of a retriever, and the searches in them, until it is closed."""
@@ -51,7 +54,7 @@ class IndexMetrics:
         """Start to publish, with the model's ``version`` among the labels."""
         self._retriever = retriever
         self._labels = {"version": str(version), "pid": str(os.getpid())}
-        self._batches: deque[tuple[Counter[str], float]] = deque()
+        self._batches: deque[tuple[Counter[str], float]] = deque(maxlen=KEPT_BATCHES)
         self._series: dict[tuple[str, str], _Series] = {}
         self._closed = threading.Event()
         self._thread = threading.Thread(

@@ -10,11 +10,13 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from tritonrag import versions
 from tritonrag.artifacts import EmbedderManifest
 from tritonrag.cli.index import needs_serve_extra
 from tritonrag.cli.options import INDEX, REPOSITORY, AsJson, Collection, IndexDir, Repository
 from tritonrag.contract import DEFAULT_COLLECTION
 from tritonrag.errors import InvalidRequest, SetupError
+from tritonrag.versions import EMBED
 
 
 def register(app: typer.Typer) -> None:
@@ -117,16 +119,17 @@ def prune(
     keep: Annotated[int, typer.Option(min=1, help="How many of the newest snapshots stay.")],
     collection: Collection = DEFAULT_COLLECTION,
     index_dir: IndexDir = INDEX,
+    repository: Repository = REPOSITORY,
     as_json: AsJson = False,
 ) -> None:
-    """Delete old snapshots of a collection, never a live one."""
+    """Delete old snapshots of a collection, never one that is live for an installed embedder."""
     needs_serve_extra()
     from tritonrag.index import store
     from tritonrag.index.catalogue import describe
 
     describe(index_dir, collection, verify=False)
     with store.writing(index_dir, collection, _say_waiting) as folder:
-        removed = store.prune(folder, keep)
+        removed = store.prune(folder, keep, _installed_embedders(repository))
     line = f"{collection}: {_count(removed, 'snapshot')} deleted"
     _print(as_json, line, collection=collection, removed=removed)
 
@@ -135,6 +138,12 @@ def _confirm(collection: str, yes: bool) -> None:
     question = f"Delete the collection {collection} with all its snapshots?"
     if not yes and not typer.confirm(question, err=True):
         raise InvalidRequest(f"{collection}: not removed; --yes answers the question")
+
+
+def _installed_embedders(repository: Path) -> list[str]:
+    """Return the SHA-256 of every version of the embedder that is installed."""
+    numbers = versions.installed(repository, EMBED)
+    return [EmbedderManifest.load(repository, number).sha256 for number in numbers]
 
 
 def _installed_sha256(repository: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -87,4 +88,6 @@ def _add(file: SourceFile, named: dict[str, SourceFile], failures: list[Failure]
 def _same(one: SourceFile, other: SourceFile) -> bool:
     if one.url or other.url:
         return one.url == other.url
-    return one.path.samefile(other.path)
+    with suppress(OSError):  # a link that leads nowhere
+        return one.path.samefile(other.path)
+    return one.path == other.path

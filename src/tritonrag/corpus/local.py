@@ -44,7 +44,9 @@ def _visible(root: Path, unreadable: list[OSError]) -> Iterator[Path]:
 
 
 def _take(path: Path, key: str, listing: Listing) -> None:
-    if path.is_file():
+    known = of_known_kind(key)
+    # A link that leads nowhere is refused when it is read, and not taken for a file that is gone.
+    if path.is_file() or (known and path.is_symlink()):
         listing.keys.add(key)
-        if of_known_kind(key):
+        if known:
             listing.files.append(SourceFile(path, key))

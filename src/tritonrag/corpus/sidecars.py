@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ from tritonrag.errors import InvalidRequest
 from tritonrag.formats import SUFFIXES
 from tritonrag.metadata import said_outside
 
-ENDINGS = (".meta.json", ".meta.yaml")
+ENDINGS = (".meta.json", ".meta.yaml", ".meta.yml")
 MAX_SIDECAR_BYTES = 64 * 1024
 AT_A_TIME = 10
 """Sidecars that are read at a time: they may be objects of a store."""
@@ -40,8 +41,8 @@ def of_known_kind(key: str) -> bool:
 
 
 def is_sidecar(key: str) -> bool:
-    """Tell whether a file is a sidecar, by its name."""
-    return key.endswith(ENDINGS)
+    """Tell whether a file is a sidecar, by its name, whatever the case of its ending."""
+    return key.lower().endswith(ENDINGS)
 
 
 def sidecar_names(name: str) -> list[str]:
@@ -56,25 +57,27 @@ def with_sidecars(listing: Listing, given: Mapping[str, Any]) -> list[SourceFile
     sidecar is malformed is refused when it is read, so that it keeps what it had. A sidecar without
     its document is a failure: it may be misspelt, and hold what closes one.
     """
-    sidecars = {file.source: file for file in listing.files if is_sidecar(file.source)}
+    sidecars: dict[str, list[SourceFile]] = defaultdict(list)
+    for file in sorted(listing.files, key=lambda file: file.source):
+        if is_sidecar(file.source):
+            sidecars[_target(file.source)].append(file)
     documents = [file for file in listing.files if not is_sidecar(file.source)]
-    wanted = {name for file in documents for name in sidecar_names(file.source)}
-    for key in sorted(sidecars.keys() - wanted):
-        if _target(key) not in listing.keys:
-            reason = f"a sidecar of {_target(key)!r}, which is not there"
-            listing.failures.append(Failure(sidecars[key].shown, reason))
+    for target in sorted(sidecars.keys() - listing.keys):
+        for sidecar in sidecars[target]:
+            reason = f"a sidecar of {target!r}, which is not there"
+            listing.failures.append(Failure(sidecar.shown, reason))
     with ThreadPoolExecutor(AT_A_TIME, thread_name_prefix="sidecar") as pool:
         return list(pool.map(lambda file: _described(file, sidecars, given), documents))
 
 
 def _target(key: str) -> str:
-    return key.removesuffix(ENDINGS[0]).removesuffix(ENDINGS[1])
+    return key[: key.lower().rindex(".meta.")]
 
 
 def _described(
-    file: SourceFile, sidecars: Mapping[str, SourceFile], given: Mapping[str, Any]
+    file: SourceFile, sidecars: Mapping[str, list[SourceFile]], given: Mapping[str, Any]
 ) -> SourceFile:
-    own = [sidecars[name] for name in sidecar_names(file.source) if name in sidecars]
+    own = sidecars.get(file.source)
     if not own:
         return replace(file, metadata=given)
     try:
@@ -93,9 +96,9 @@ def _read(sidecars: list[SourceFile]) -> dict[str, Any]:
         raise InvalidRequest(f"over {MAX_SIDECAR_BYTES >> 10} KiB")
     try:
         # JSON would be YAML too, but for tabs, and its errors are clearer as JSON's.
-        load = json.loads if sidecar.source.endswith(ENDINGS[0]) else yaml.safe_load
+        load = json.loads if sidecar.source.lower().endswith(ENDINGS[0]) else yaml.safe_load
         values = load(content.decode("utf-8-sig"))
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
+    except Exception as error:  # YAML's constructors raise anything.
         reason = " ".join(str(error).split())
         raise InvalidRequest(f"cannot be read: {type(error).__name__}: {reason}") from error
     if not isinstance(values, dict):

@@ -14,6 +14,7 @@ from mdit_py_plugins.front_matter import front_matter_plugin
 
 from tritonrag.formats.building import LocatedBlocks, bullets, numbers
 from tritonrag.formats.decoding import decoded
+from tritonrag.formats.front_matter import check_closes_nothing
 from tritonrag.formats.html import plain_html
 from tritonrag.formats.outline import Kind, Outline
 
@@ -27,7 +28,10 @@ def parse(content: bytes) -> Outline:
 
 def parse_markdown(source: str) -> Outline:
     """Parse Markdown."""
-    return _Markdown(source).parse()
+    outline = _Markdown(source).parse()
+    if not outline.metadata:
+        check_closes_nothing(source)
+    return outline
 
 
 class _Markdown:
@@ -128,15 +132,12 @@ def _inline_piece(token: Token) -> str:
     return token.content if token.type in ("text", "code_inline", "text_special") else ""
 
 
-_ACCESS = re.compile(r"^\W*access\W*:", re.IGNORECASE | re.MULTILINE)
-"""A line of a front matter that says who may read the document."""
-
-
 def _front_matter(text: str) -> Mapping[str, Any]:
     try:
         values = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:
-        if _ACCESS.search(text):
-            raise ValueError("its front matter names `access` but is not YAML") from error
+    except Exception:  # YAML's constructors raise anything.
+        values = None
+    if not isinstance(values, dict):
+        check_closes_nothing(f"---\n{text}\n---")
         return {}
-    return values if isinstance(values, dict) else {}
+    return values

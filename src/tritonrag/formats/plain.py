@@ -6,6 +6,7 @@ import re
 
 from tritonrag.formats.building import LocatedBlocks
 from tritonrag.formats.decoding import decoded
+from tritonrag.formats.front_matter import check_closes_nothing
 from tritonrag.formats.outline import Outline
 
 _PARAGRAPH = re.compile(r"\S.*?(?=\s*\n[ \t\r]*\n|\s*\Z)", re.DOTALL)
@@ -15,7 +16,9 @@ _ITEM_START = re.compile(r"\n(?=\s*(?:[-*+\u2022]|\d{1,3}[.)])\s)")
 
 def parse(content: bytes) -> Outline:
     """Parse a plain text file."""
-    return parse_text(decoded(content))
+    text = decoded(content)
+    check_closes_nothing(text)
+    return parse_text(text)
 
 
 def parse_text(source: str) -> Outline:

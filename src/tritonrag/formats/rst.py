@@ -10,6 +10,7 @@ from docutils.core import publish_doctree
 
 from tritonrag.formats.building import LocatedBlocks, bullets, numbers, table_row
 from tritonrag.formats.decoding import decoded
+from tritonrag.formats.front_matter import check_closes_nothing
 from tritonrag.formats.outline import Kind, Outline
 
 _TELLING_CHARS = 4
@@ -18,7 +19,9 @@ _TELLING_CHARS = 4
 
 def parse(content: bytes) -> Outline:
     """Parse a reStructuredText file."""
-    return _Rst(decoded(content)).parse()
+    text = decoded(content)
+    check_closes_nothing(text)
+    return _Rst(text).parse()
 
 
 class _Rst:

@@ -96,7 +96,7 @@ class Adder:
             changes.remove_absent(files, complete_under)
             self._embed(changes.documents(files, retry_failed=retry_failed), changes)
             parts = changes.parts()
-            mode = self._mode or _mode(own or base)
+            mode = self._mode or _mode(base)
             new = [part.record for part in parts] != (own.documents if own else [])
             if new or (own is not None and (own.outdated or own.manifest.mode != mode)):
                 self._publish(folder, parts, report, mode)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,14 +100,17 @@ def lacking(
 
 def _documents(
     collection: Path, embedder: EmbedderManifest, *, own: bool = False
-) -> set[tuple[str, str]] | None:
-    """Return source and hash of each document; None where the snapshot is of another embedder."""
+) -> set[tuple[str, str, str]] | None:
+    """Return source, hash and metadata of each document; None where another embedder made them."""
     folder = collection / str(layout.current(collection, embedder.sha256))
     manifest = SnapshotManifest.load(folder)
     if own and manifest.embedder != EmbedderId.of(embedder):
         return None
     try:
-        return {(record.source, record.sha256) for record in read_documents(folder)}
+        return {
+            (record.source, record.sha256, json.dumps(record.metadata.to_json(), sort_keys=True))
+            for record in read_documents(folder)
+        }
     except (OSError, ValueError, TypeError) as error:
         raise damaged(folder.name, str(error)) from error
 

@@ -136,7 +136,11 @@ class Changes:
             check_same_file(file, self._parts[file.source].record)
         if self._settled(file):
             return None
-        content = read_file(file)
+        try:
+            content = read_file(file)
+        except InvalidRequest:
+            self._close(file)
+            raise
         job = Job(file, content, content_hash(content))
         return None if self._settled(file, job.sha256) else job
 
@@ -176,6 +180,7 @@ class Changes:
         elif failed and self._same(failed, file, sha256):
             reason = f"{failed.reason}; it failed earlier and has not changed"
             self._report.failures.append(Failure(file.shown, reason))
+            self._close(file)
         else:
             return False
         return True
@@ -207,8 +212,16 @@ class Changes:
         given = given_hash(file)
         failed = Failed(file.source, job.sha256, self._recipe, given, file.stamp, str(error))
         self._ledger.fail(failed)
+        self._close(file)
         self._report.failures.append(Failure(file.shown, str(error)))
         self._finished(file.source)
+
+    def _close(self, file: SourceFile) -> None:
+        """Give the version that stays of a failed file the access that is said from outside."""
+        old, access = self._parts.get(file.source), tuple(file.metadata.get("access", ()))
+        if old and access:
+            metadata = replace(old.record.metadata, access=access)
+            self._parts[file.source] = replace(old, record=replace(old.record, metadata=metadata))
 
     def _count(self, old: Part | None) -> None:
         self._report.changed += old is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from contextlib import suppress
 
 from tritonrag.documents import SourceFile
 from tritonrag.errors import InvalidRequest
@@ -42,4 +43,6 @@ def check_same_file(file: SourceFile, record: DocumentRecord) -> None:
 
 
 def _same_local(file: SourceFile, record: DocumentRecord) -> bool:
-    return not file.url and os.path.samefile(file.path, record.path)
+    with suppress(OSError):  # one of them has gone since it was listed
+        return not file.url and os.path.samefile(file.path, record.path)
+    return False

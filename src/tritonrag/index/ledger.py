@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -122,6 +122,24 @@ class Ledger:
             (self._embedder, source),
         ).fetchone()
         return bytes(value)
+
+
+def forget(folder: Path, sources: Collection[str]) -> None:
+    """Delete what is kept of documents, whoever embedded them, from a collection's ledger, if any.
+
+    Raises:
+        SetupError: it cannot be written.
+    """
+    path = folder / LEDGER
+    if not path.exists():
+        return
+    try:
+        with closing(_connected(path)) as database, database:
+            rows = [(source,) for source in sources]
+            database.executemany("DELETE FROM staged WHERE source = ?", rows)
+            database.executemany("DELETE FROM failed WHERE source = ?", rows)
+    except sqlite3.Error as error:
+        raise SetupError(f"{path}: {error}; free the disk, or remove the file") from error
 
 
 def _connected(path: Path) -> sqlite3.Connection:

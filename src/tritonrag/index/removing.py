@@ -14,6 +14,7 @@ from pathlib import Path
 
 from tritonrag.errors import NotFound
 from tritonrag.index import layout, store
+from tritonrag.index.ledger import forget
 from tritonrag.index.manifest import SnapshotManifest
 from tritonrag.index.snapshot import Snapshot
 
@@ -54,6 +55,7 @@ def remove_documents(
             if not any(_named(source, name) for source in gone):
                 raise NotFound(f"collection {collection} has no document {name!r}; a folder's "
                                "name ends in `/`")  # fmt: skip
+        forget(folder, gone)
         for snapshot in live:
             if gone.intersection(_sources(snapshot)):
                 current = snapshot.name == layout.current(folder)
@@ -72,6 +74,8 @@ def remove_collection(
     """
     _check_known(index_dir, collection)
     with store.writing(index_dir, collection, on_wait) as folder:
+        for left in index_dir.glob(f"{REMOVED}{collection}-{'?' * 8}"):
+            shutil.rmtree(left)  # of a removal that was interrupted
         going = index_dir / f"{REMOVED}{collection}-{secrets.token_hex(4)}"
         folder.rename(going)
         layout.sync_folder(index_dir)
@@ -112,6 +116,7 @@ def _without(snapshot: Snapshot, gone: set[str]) -> store.Contents:
         documents=[snapshot.documents[number] for number in kept],
         passages=_passages(snapshot, kept),
         vectors=(snapshot.vectors(snapshot.passages_of(number)) for number in kept),
+        mode=manifest.mode,
     )
 
 

@@ -5,7 +5,9 @@ Knows neither Triton nor the tokenizer: embeddings come in, passages as JSON go 
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +18,7 @@ import numpy as np
 
 from tritonrag.artifacts import EmbedderManifest
 from tritonrag.contract import DEFAULT_COLLECTION
-from tritonrag.errors import SetupError, TritonragError, Unavailable
+from tritonrag.errors import SetupError, Unavailable
 from tritonrag.index import layout, searching
 from tritonrag.index.columns import Groups
 from tritonrag.index.filters import Filter
@@ -26,6 +28,7 @@ from tritonrag.index.query import Query, Result, check_query
 from tritonrag.index.snapshot import Snapshot
 
 POLL_SECONDS = 0.5
+RETRY_SECONDS = 30.0
 
 
 _NOTHING = Result([], np.empty(0, np.float32))
@@ -38,6 +41,8 @@ class _Live:
     seen: object
     snapshot: Snapshot | None
     refusal: str = ""
+    again: float = math.inf
+    """When to look again although nothing has been seen to change: a fault may pass."""
 
 
 @dataclass
@@ -180,12 +185,12 @@ class Retriever:
     def _looked_at(self, collection: str) -> _Live:
         known = self._live.get(collection)
         seen = self._signature(self._index_dir / collection)
-        if known is not None and known.seen == seen:
+        if known is not None and known.seen == seen and time.monotonic() < known.again:
             return known
         old = known.snapshot if known else None
         try:
             snapshot = self._load(collection, old)
-        except (TritonragError, OSError) as error:
+        except Exception as error:  # Of this collection alone.
             return self._refused(collection, seen, old, str(error))
         if snapshot is not old:
             self._log(f"collection {collection}: snapshot {snapshot.name} is live, "
@@ -209,8 +214,10 @@ class Retriever:
 
     def _refused(self, collection: str, seen: object, old: Snapshot | None, cause: str) -> _Live:
         still = f"snapshot {old.name} stays live" if old else "nothing can be searched in it"
-        self._log(f"collection {collection}: refused: {cause}; {still}")
-        return _Live(seen, old, cause)
+        known = self._live.get(collection)
+        if known is None or known.refusal != cause:
+            self._log(f"collection {collection}: refused: {cause}; {still}")
+        return _Live(seen, old, cause, time.monotonic() + RETRY_SECONDS)
 
     def _checked(self, query: Query, live: Mapping[str, _Live]) -> Snapshot | None:
         """Return the snapshot that a query searches; None where nothing at all is indexed."""

@@ -91,7 +91,10 @@ class Snapshot:
                 PassageFile(folder / PASSAGES, folder / OFFSETS),
                 read_documents(folder),
             )
-        except (OSError, RuntimeError, ValueError, TypeError) as error:
+        except OSError as error:  # Its text has the path, which is not for callers.
+            name = Path(error.filename).name if error.filename else "a file"
+            raise damaged(folder.name, f"{name}: {error.strerror}") from error
+        except (RuntimeError, ValueError, TypeError) as error:
             raise damaged(folder.name, str(error)) from error
         snapshot._check_counts()
         return snapshot

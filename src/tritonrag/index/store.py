@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -288,11 +288,16 @@ def _remove_unfinished(folder: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def prune(folder: Path, keep: int) -> list[str]:
+def prune(folder: Path, keep: int, embedders: Collection[str] = ()) -> list[str]:
     """Remove all but the ``keep`` newest snapshots; live ones stay. Return what was removed.
 
-    Only inside :func:`writing`.
+    With the SHA-256 of ``embedders``, what is live for others alone does not stay. Only inside
+    :func:`writing`.
     """
+    if embedders:
+        known = {layout.pointer(folder, sha256) for sha256 in ("", *embedders)}
+        for pointer in set(folder.glob(f"{layout.CURRENT}*")) - known:
+            pointer.unlink()
     live = layout.pointed(folder)
     old = [name for name in layout.snapshots(folder)[:-keep] if name not in live]
     for name in old:
