@@ -21,7 +21,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     python3 -m venv --without-pip /opt/tritonrag \
     && pip="python3 -m pip --python /opt/tritonrag/bin/python3 --disable-pip-version-check" \
     && case "${VARIANT}" in \
-        cpu) ${pip} install --constraint constraints.txt ".[sources]" ;; \
+        cpu) ${pip} install --constraint constraints.txt ".[milvus,sources]" ;; \
         gpu) ${pip} install --no-deps --requirement deploy/container/requirements-gpu.txt . ;; \
         *) echo "VARIANT is ${VARIANT}, expected cpu or gpu" >&2; exit 1 ;; \
     esac

@@ -57,7 +57,7 @@ lock: $(VENV)/.dev ## refresh constraints.txt and the GPU image's lock
 	@$(BIN)/uv pip compile -q --upgrade --python-version 3.11 --python-platform x86_64-manylinux_2_35 \
 	  --all-extras --no-annotate --custom-compile-command "make lock" pyproject.toml -o constraints.txt
 	@$(BIN)/uv pip compile -q --upgrade --python-version 3.12 --python-platform x86_64-manylinux_2_39 \
-	  --extra serve --no-annotate --custom-compile-command "make lock" \
+	  --extra serve --extra milvus --no-annotate --custom-compile-command "make lock" \
 	  --no-emit-package faiss-cpu --no-emit-package onnxruntime --no-emit-package onnxruntime-genai \
 	  pyproject.toml deploy/container/requirements-gpu.in -o deploy/container/requirements-gpu.txt
 

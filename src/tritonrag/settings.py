@@ -10,9 +10,10 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from tritonrag.errors import SetupError
 
@@ -104,6 +105,50 @@ def kept_snapshots(environment: Mapping[str, str] = os.environ) -> int:
         SetupError: the variable is not a number from 1 to 1000.
     """
     return int(_number(environment, KEEP_VARIABLE, KEPT_SNAPSHOTS, 1, 1000))
+
+
+@dataclass(frozen=True)
+class VectorDbSettings:
+    """The Milvus that holds the vectors; its credentials are in no ``repr`` and no message."""
+
+    uri: str = field(repr=False)
+    token: str = field(repr=False)
+    timeout_s: float
+
+    @classmethod
+    def from_environment(
+        cls, environment: Mapping[str, str] = os.environ
+    ) -> VectorDbSettings | None:
+        """Read ``VECTOR_DB_URI`` and its companions; None where that variable is unset or empty.
+
+        Raises:
+            SetupError: the address is no URL, or the timeout is not a number.
+        """
+        uri = environment.get("VECTOR_DB_URI", "")
+        if not uri:
+            return None
+        parts = urlsplit(uri)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise SetupError(
+                "VECTOR_DB_URI is not the URL of a Milvus server; it is like http://milvus:19530"
+            )
+        return cls(
+            uri=uri,
+            token=environment.get("VECTOR_DB_TOKEN", ""),
+            timeout_s=_number(environment, "VECTOR_DB_TIMEOUT", 5, 0.1, 3600),
+        )
+
+    @property
+    def address(self) -> str:
+        """Host and port, without credentials."""
+        return urlsplit(self.uri).netloc.rpartition("@")[2]
+
+    def redacted(self, text: str) -> str:
+        """Return ``text`` without the credentials, should it hold any."""
+        secrets = (self.token, urlsplit(self.uri).netloc.rpartition("@")[0])
+        for secret in filter(None, secrets):
+            text = text.replace(secret, "***")
+        return text
 
 
 @dataclass(frozen=True)

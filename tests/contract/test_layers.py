@@ -58,6 +58,7 @@ ONLY = {
     "markdown_it": {"formats"},
     "openpyxl": {"formats"},
     "pptx": {"formats"},
+    "pymilvus": {"index"},
     "pypdf": {"formats"},
     "fsspec": {"corpus"},
     "cronsim": {"scheduling"},

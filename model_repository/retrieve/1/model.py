@@ -1,4 +1,4 @@
-"""retrieve: embedding, or question, to passages, one FAISS search for the whole batch.
+"""retrieve: embedding, or question, to passages, one search for the whole batch.
 
 | tensor                    | dtype  | shape |                                                     |
 |---------------------------|--------|-------|-----------------------------------------------------|
@@ -28,8 +28,8 @@ from tritonrag.backend.conversions import log_info, respond
 from tritonrag.backend.metrics import IndexMetrics
 from tritonrag.backend.retrieval import read_queries, search_all, write_results
 from tritonrag.contract import MAX_TOP_K
-from tritonrag.index import Query, Result, Retriever
-from tritonrag.settings import IndexSettings, ModelArgs
+from tritonrag.index import Query, Result, open_retriever
+from tritonrag.settings import ModelArgs
 
 
 class TritonPythonModel:
@@ -38,8 +38,7 @@ class TritonPythonModel:
         embedder = EmbedderManifest.load(settings.repository, settings.version)
         # Set by the config variant with a reranker.
         self._least = settings.integer("retrieve_k", 0, 0, MAX_TOP_K)
-        directory = IndexSettings.from_environment().directory
-        self._retriever = Retriever(directory, embedder, log_info)
+        self._retriever = open_retriever(embedder, log_info)
         self._metrics = IndexMetrics(self._retriever, settings.version)
 
     def execute(self, requests: list[Any]) -> list[Any]:

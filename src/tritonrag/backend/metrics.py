@@ -21,7 +21,8 @@ from typing import Any
 import triton_python_backend_utils as pb_utils
 
 from tritonrag.backend.conversions import log_info
-from tritonrag.index import Query, Retriever, Snapshot
+from tritonrag.index import Query, Retriever
+from tritonrag.index.searchable import Searchable
 
 INTERVAL_S = 1.0
 """How often the metrics are brought up to date."""
@@ -97,7 +98,7 @@ class IndexMetrics:
             self._set(collection, collections.get(collection), collection in refused)
         self._take_searches(known)
 
-    def _set(self, collection: str, snapshot: Snapshot | None, refused: bool) -> None:
+    def _set(self, collection: str, snapshot: Searchable | None, refused: bool) -> None:
         for (name, doc), value in zip(
             GAUGES.items(), (*_facts(snapshot), float(refused)), strict=True
         ):
@@ -135,7 +136,7 @@ class _Series:
         self.metric = self._family.Metric(labels=dict(labels), **more)
 
 
-def _facts(snapshot: Snapshot | None) -> tuple[float, float, float]:
+def _facts(snapshot: Searchable | None) -> tuple[float, float, float]:
     if snapshot is None:
         return 0.0, 0.0, 0.0
     manifest = snapshot.manifest

@@ -9,7 +9,7 @@ from tritonrag import contract
 from tritonrag.backend.conversions import array, column
 from tritonrag.backend.ranking import write_rows
 from tritonrag.contract import DEFAULT_COLLECTION, DEFAULT_TOP_K
-from tritonrag.errors import InvalidRequest, TritonragError
+from tritonrag.errors import InvalidRequest, TritonragError, Unavailable
 from tritonrag.index import Query, Result, Retriever, parse_filter, parse_groups
 from tritonrag.limits import passages_to_find
 
@@ -59,6 +59,8 @@ def search_all(
     """
     try:
         results = iter(retriever.search([query for queries in batch for query in queries]))
+    except Unavailable as error:  # each by itself would wait as long for the same
+        return [error for _ in batch]
     except TritonragError:
         return [_alone(retriever, queries) for queries in batch]
     return [[next(results) for _ in queries] for queries in batch]

@@ -12,9 +12,10 @@
       <snapshot>/bm25.*                the BM25 index of the passages
 
 ``Retriever`` serves live snapshots, ``adding.Adder`` makes the next one from files, ``store``
-writes it and rolls back, ``catalogue`` reports. This package knows neither Triton nor the client:
-embeddings reach it as arrays or through the ``Embedder`` protocol. The names below are those that
-serving needs; they import no parser.
+writes it and rolls back, ``catalogue`` reports. ``mirroring`` brings live snapshots to Milvus and
+``remote`` searches them there, where ``VECTOR_DB_URI`` is set. This package knows neither Triton
+nor the client: embeddings reach it as arrays or through the ``Embedder`` protocol. The names below
+are those that serving needs; they import no parser.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from __future__ import annotations
 from tritonrag.index.access import parse_groups
 from tritonrag.index.filters import Filter, parse_filter
 from tritonrag.index.manifest import EmbedderId, SnapshotManifest
+from tritonrag.index.opening import open_retriever
 from tritonrag.index.query import Query, Result
 from tritonrag.index.retriever import Retriever
 from tritonrag.index.snapshot import Snapshot
@@ -34,6 +36,7 @@ __all__ = [
     "Retriever",
     "Snapshot",
     "SnapshotManifest",
+    "open_retriever",
     "parse_filter",
     "parse_groups",
 ]

@@ -8,7 +8,9 @@ of the question's terms. docs/decisions/0010 says why this engine.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import zlib
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import bm25s
@@ -67,6 +69,34 @@ class Bm25:
             found = found[scores[found] >= least]
         best = found[np.argsort(-scores[found], kind="stable")][:count]
         return scores[best], best
+
+    def sparse_vectors(self) -> Iterator[dict[int, float]]:
+        """Yield each passage's scores by :func:`dimension` of the term.
+
+        The inner product with :func:`question_vector` is the score that :meth:`search` returns.
+        """
+        stored = self._model.scores
+        starts = np.asarray(stored["indptr"], np.int64)
+        passages = np.asarray(stored["indices"])
+        by_number = {number: dimension(term) for term, number in self._model.vocab_dict.items()}
+        terms = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
+        order = np.argsort(passages, kind="stable")
+        bounds = np.searchsorted(passages[order], np.arange(len(self) + 1))
+        for start, end in zip(bounds[:-1], bounds[1:], strict=True):
+            vector: dict[int, float] = defaultdict(float)
+            for place in order[start:end].tolist():
+                vector[by_number[int(terms[place])]] += float(stored["data"][place])
+            yield dict(vector)
+
+
+def dimension(term: str) -> int:
+    """Return the dimension of a term in a sparse vector: 1 to 2**32 - 2, so that few share one."""
+    return zlib.crc32(term.encode()) % (2**32 - 2) + 1
+
+
+def question_vector(question: str) -> dict[int, float]:
+    """Return a question as a sparse vector: 1 for each of its terms."""
+    return {dimension(term): 1.0 for term in question_terms(question)}
 
 
 def build(folder: Path, texts: Iterable[str]) -> None:

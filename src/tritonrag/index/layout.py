@@ -94,10 +94,19 @@ def current(collection: Path, sha256: str = "") -> str | None:
     return None
 
 
+def pointers(collection: Path) -> dict[str, str]:
+    """Return the live snapshot for each embedder, by the start of its SHA-256; "" is for any."""
+    return {
+        path.name.removeprefix(CURRENT).removeprefix("-"): path.read_text(
+            encoding="ascii", errors="replace"
+        ).strip()
+        for path in collection.glob(f"{CURRENT}*")
+    }
+
+
 def pointed(collection: Path) -> set[str]:
     """Return the snapshots that are live for any embedder."""
-    pointers = collection.glob(f"{CURRENT}*")
-    return {path.read_text(encoding="ascii", errors="replace").strip() for path in pointers}
+    return set(pointers(collection).values())
 
 
 def set_current(collection: Path, snapshot: str, sha256: str = "") -> None:

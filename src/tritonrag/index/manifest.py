@@ -162,8 +162,11 @@ class SnapshotManifest:
 
     def save(self, folder: Path) -> None:
         """Write the manifest into ``folder``."""
-        text = json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False)
-        (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+        (folder / MANIFEST).write_text(self.to_json() + "\n", encoding="utf-8")
+
+    def to_json(self) -> str:
+        """Return what :meth:`parse` reads."""
+        return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False)
 
 
 def damaged(snapshot: str, how: str) -> SetupError:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tritonrag.errors import NotFound
+from tritonrag.errors import NotFound, ServiceError
 from tritonrag.index import layout, store
 from tritonrag.index.ledger import forget
 from tritonrag.index.manifest import SnapshotManifest
@@ -71,15 +71,21 @@ def remove_collection(
     Raises:
         InvalidRequest, NotFound: there is no such collection.
         SetupError: the index cannot be written.
+        Unavailable: Milvus, where it is used, does not answer; then the collection stays.
     """
     _check_known(index_dir, collection)
-    with store.writing(index_dir, collection, on_wait) as folder:
-        for left in index_dir.glob(f"{REMOVED}{collection}-{'?' * 8}"):
-            shutil.rmtree(left)  # of a removal that was interrupted
-        going = index_dir / f"{REMOVED}{collection}-{secrets.token_hex(4)}"
-        folder.rename(going)
-        layout.sync_folder(index_dir)
-        shutil.rmtree(going)
+    going = index_dir / f"{REMOVED}{collection}-{secrets.token_hex(4)}"
+    try:
+        with store.writing(index_dir, collection, on_wait) as folder:
+            for left in index_dir.glob(f"{REMOVED}{collection}-{'?' * 8}"):
+                shutil.rmtree(left)  # of a removal that was interrupted
+            folder.rename(going)
+            layout.sync_folder(index_dir)
+    except ServiceError:
+        if going.is_dir():  # It is still in Milvus: the next attempt must find it here too.
+            going.rename(index_dir / collection)
+        raise
+    shutil.rmtree(going)
 
 
 def _check_known(index_dir: Path, collection: str) -> None:

@@ -18,13 +18,14 @@ import numpy as np
 
 from tritonrag.artifacts import EmbedderManifest
 from tritonrag.contract import DEFAULT_COLLECTION
-from tritonrag.errors import SetupError, Unavailable
+from tritonrag.errors import NotFound, SetupError, Unavailable
 from tritonrag.index import layout, searching
 from tritonrag.index.columns import Groups
 from tritonrag.index.filters import Filter
 from tritonrag.index.manifest import EmbedderId
 from tritonrag.index.memory import return_large_blocks
 from tritonrag.index.query import Query, Result, check_query
+from tritonrag.index.searchable import Searchable, SnapshotSource
 from tritonrag.index.snapshot import Snapshot
 
 POLL_SECONDS = 0.5
@@ -39,7 +40,7 @@ class _Live:
     """What is known of one collection: its snapshot, if one could be loaded, and what was seen."""
 
     seen: object
-    snapshot: Snapshot | None
+    snapshot: Searchable | None
     refusal: str = ""
     again: float = math.inf
     """When to look again although nothing has been seen to change: a fault may pass."""
@@ -47,9 +48,9 @@ class _Live:
 
 @dataclass
 class _Group:
-    """Queries that one FAISS call answers."""
+    """Queries that one dense search answers."""
 
-    snapshot: Snapshot
+    snapshot: Searchable
     where: Filter | None
     groups: Groups
     members: list[int] = field(default_factory=list)
@@ -66,25 +67,27 @@ class Retriever:
 
     def __init__(
         self,
-        index_dir: Path,
+        index: Path | SnapshotSource,
         embedder: EmbedderManifest,
         log: Callable[[str], None] = lambda message: None,
         *,
         faiss_threads: int = 1,
         poll_seconds: float = POLL_SECONDS,
     ) -> None:
-        """Load every collection under ``index_dir`` and start to watch them.
+        """Load every collection of ``index`` and start to watch them.
 
         Args:
-            index_dir: may be missing or empty; collections are noticed when they appear.
+            index: a folder, which may be missing or empty, or another source; collections are
+                noticed when they appear.
             embedder: the embedder being served.
             log: called with one line for each snapshot that goes live or is refused.
             faiss_threads: OpenMP threads of one FAISS call.
-            poll_seconds: how often ``CURRENT`` is looked at.
+            poll_seconds: how often the live snapshots' names are looked at.
         """
         return_large_blocks()
-        self._index_dir = index_dir
         self._embedder = EmbedderId.of(embedder)
+        self._source = FolderSource(index, embedder.sha256) if isinstance(index, Path) else index
+        self._fault = ""
         self._dimension = embedder.dimension
         self._log = log
         self._faiss_threads = faiss_threads
@@ -114,9 +117,10 @@ class Retriever:
         """Stop watching; searches still work on the snapshots loaded last."""
         self._closed.set()
         self._watcher.join()
+        self._source.close()
 
     @property
-    def collections(self) -> dict[str, Snapshot]:
+    def collections(self) -> dict[str, Searchable]:
         """The collections that can be searched now, and their live snapshots."""
         return {name: live.snapshot for name, live in self._live.items() if live.snapshot}
 
@@ -133,7 +137,8 @@ class Retriever:
                 filter names a field that it has not, or its snapshot cannot be searched in the
                 query's mode.
             NotFound: there is no such collection; the message lists those that exist.
-            Unavailable: the collection's only snapshot was refused.
+            Unavailable: the collection's only snapshot was refused, or what there is cannot be
+                known now.
         """
         snapshot = self._checked(query, self._live)
         if snapshot is not None:
@@ -142,7 +147,7 @@ class Retriever:
     def search(self, queries: Sequence[Query]) -> list[Result]:
         """Return the passages of each query, in the order of ``queries``.
 
-        One FAISS call answers all queries of one collection, filter and audience. The results of
+        One dense search answers all queries of one collection, filter and audience. The results of
         one query come from one snapshot. While nothing at all is indexed, the default collection is
         empty; a filter on a field that there is not matches nothing.
 
@@ -170,26 +175,42 @@ class Retriever:
         return results
 
     def refresh(self) -> None:
-        """Look at every ``CURRENT`` now, and load what has changed."""
+        """Look at every collection now, and load what has changed.
+
+        Where the source is unavailable, all stays as it was, and one log line says so.
+        """
         with self._refresh_lock:
-            names = layout.collections(self._index_dir)
-            self._live = {name: self._looked_at(name) for name in names}
+            try:
+                names = self._source.collections()
+                self._live = {name: self._looked_at(name) for name in names}
+            except (Unavailable, NotFound) as error:  # or gone since it was listed
+                self._set_fault(str(error))
+            else:
+                self._set_fault("")
+
+    def _set_fault(self, fault: str) -> None:
+        if fault != self._fault:
+            self._log(f"index: {fault}" if fault else "index: available again")
+        self._fault = fault
 
     def _watch(self, seconds: float) -> None:
         while not self._closed.wait(seconds):
             try:
                 self.refresh()
-            except Exception as error:  # The watcher must outlive whatever the disk does.
-                self._log(f"index: cannot look at {self._index_dir}: {error}")
+            except Exception as error:  # The watcher must outlive whatever the store does.
+                self._log(f"index: cannot look at the collections: {error}")
 
     def _looked_at(self, collection: str) -> _Live:
         known = self._live.get(collection)
-        seen = self._signature(self._index_dir / collection)
+        seen = self._source.seen(collection)
         if known is not None and known.seen == seen and time.monotonic() < known.again:
             return known
         old = known.snapshot if known else None
         try:
-            snapshot = self._load(collection, old)
+            snapshot = self._source.load(collection, old)
+            check_embedder(snapshot.name, snapshot.manifest.embedder, self._embedder)
+        except Unavailable:
+            raise
         except Exception as error:  # Of this collection alone.
             return self._refused(collection, seen, old, str(error))
         if snapshot is not old:
@@ -197,29 +218,14 @@ class Retriever:
                       f"{len(snapshot)} passages")  # fmt: skip
         return _Live(seen, snapshot)
 
-    def _signature(self, folder: Path) -> object:
-        own = layout.pointer(folder, self._embedder.sha256)
-        return _signature(own) or _signature(layout.pointer(folder))
-
-    def _load(self, collection: str, old: Snapshot | None) -> Snapshot:
-        folder = self._index_dir / collection
-        name = layout.current(folder, self._embedder.sha256)
-        if name is None:
-            raise SetupError(f"{layout.CURRENT} is gone")
-        if old is not None and old.name == name:
-            return old
-        snapshot = Snapshot.open(folder / name, verify=None)
-        check_embedder(snapshot.manifest.snapshot, snapshot.manifest.embedder, self._embedder)
-        return snapshot
-
-    def _refused(self, collection: str, seen: object, old: Snapshot | None, cause: str) -> _Live:
+    def _refused(self, collection: str, seen: object, old: Searchable | None, cause: str) -> _Live:
         still = f"snapshot {old.name} stays live" if old else "nothing can be searched in it"
         known = self._live.get(collection)
         if known is None or known.refusal != cause:
             self._log(f"collection {collection}: refused: {cause}; {still}")
         return _Live(seen, old, cause, time.monotonic() + RETRY_SECONDS)
 
-    def _checked(self, query: Query, live: Mapping[str, _Live]) -> Snapshot | None:
+    def _checked(self, query: Query, live: Mapping[str, _Live]) -> Searchable | None:
         """Return the snapshot that a query searches; None where nothing at all is indexed."""
         check_query(query, self._dimension)
         snapshot = self._snapshot(query.collection, live)
@@ -227,9 +233,11 @@ class Retriever:
             searching.check(query, snapshot)
         return snapshot
 
-    def _snapshot(self, collection: str, live: Mapping[str, _Live]) -> Snapshot | None:
+    def _snapshot(self, collection: str, live: Mapping[str, _Live]) -> Searchable | None:
         found = live.get(layout.check_collection(collection))
         if found is None:
+            if self._fault:
+                raise Unavailable(self._fault)
             if not live and collection == DEFAULT_COLLECTION:
                 return None
             raise layout.unknown_collection(collection, sorted(live))
@@ -237,6 +245,38 @@ class Retriever:
             raise Unavailable(f"collection {collection}: its index cannot be served: "
                               f"{found.refusal}")  # fmt: skip
         return found.snapshot
+
+
+class FolderSource:
+    """The live snapshots in an index directory of one embedder: its own, else ``CURRENT``'s."""
+
+    def __init__(self, index_dir: Path, sha256: str) -> None:
+        """Look for them in ``index_dir``; ``sha256`` is the embedder's."""
+        self._index_dir = index_dir
+        self._sha256 = sha256
+
+    def collections(self) -> list[str]:
+        """Return the collections that have a live snapshot, sorted."""
+        return layout.collections(self._index_dir)
+
+    def seen(self, collection: str) -> object:
+        """Return what changes when the pointer is replaced."""
+        folder = self._index_dir / collection
+        own = layout.pointer(folder, self._sha256)
+        return _signature(own) or _signature(layout.pointer(folder))
+
+    def load(self, collection: str, old: Searchable | None) -> Searchable:
+        """Return the live snapshot: ``old`` where it still is the one."""
+        folder = self._index_dir / collection
+        name = layout.current(folder, self._sha256)
+        if name is None:
+            raise SetupError(f"{layout.CURRENT} is gone")
+        if old is not None and old.name == name:
+            return old
+        return Snapshot.open(folder / name, verify=None)
+
+    def close(self) -> None:
+        """Do nothing: what is mapped goes with the snapshots."""
 
 
 def check_embedder(snapshot: str, built: EmbedderId, served: EmbedderId) -> None:

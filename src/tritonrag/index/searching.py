@@ -17,8 +17,8 @@ from tritonrag import fusion
 from tritonrag.contract import DENSE, HYBRID, SPARSE
 from tritonrag.errors import InvalidRequest
 from tritonrag.index.query import Query, Result
-from tritonrag.index.snapshot import Snapshot
-from tritonrag.index.vectors import Allowed, Floats, Ids
+from tritonrag.index.searchable import Searchable, View
+from tritonrag.index.vectors import Floats, Ids
 from tritonrag.tokenizing import check_text
 
 SPARE = 10
@@ -54,7 +54,7 @@ class Candidates:
         )
 
 
-def check(query: Query, snapshot: Snapshot) -> None:
+def check(query: Query, snapshot: Searchable) -> None:
     """Check that a snapshot can answer a query in its mode.
 
     Raises:
@@ -66,29 +66,30 @@ def check(query: Query, snapshot: Snapshot) -> None:
     if not query.question:
         raise InvalidRequest(f"question: is missing; mode {mode!r} searches for its words")
     check_text(query.question, "query")
-    if snapshot.bm25 is None:
+    if not snapshot.has_words:
         raise InvalidRequest(
             f"mode: {mode!r} needs a BM25 index, and collection {query.collection!r} was indexed "
             "before there was one; use 'dense', or `tritonrag index add` its files again"
         )
 
 
-def mode_of(query: Query, snapshot: Snapshot) -> str:
+def mode_of(query: Query, snapshot: Searchable) -> str:
     """Return the mode of a query: its own, or else the collection's."""
     return query.mode or snapshot.manifest.mode
 
 
-def search(snapshot: Snapshot, queries: Sequence[Query], allowed: Allowed | None) -> list[Result]:
-    """Return the passages of each query among those ``allowed``, with one FAISS call for all."""
+def search(snapshot: Searchable, queries: Sequence[Query], allowed: Any) -> list[Result]:
+    """Return the passages of each query among those ``allowed``, with one dense search for all."""
+    view = snapshot.view(allowed)
     modes = [mode_of(query, snapshot) for query in queries]
     depths = [_depth(query, mode) for query, mode in zip(queries, modes, strict=True)]
-    dense = iter(_nearest(snapshot, queries, modes, depths, allowed))
+    dense = iter(_nearest(view, queries, modes, depths))
     results = []
     for query, mode, depth in zip(queries, modes, depths, strict=True):
         found = Candidates(*_NONE, {}) if mode == SPARSE else next(dense)
-        if mode != DENSE:
-            found = _with_words(snapshot, query, mode, depth, found, allowed)
-        results.append(_result(snapshot, query, mode, found))
+        if mode != DENSE and snapshot.has_words:  # an empty snapshot has none
+            found = _with_words(view, query, mode, depth, found)
+        results.append(_result(view, query, mode, found))
     return results
 
 
@@ -106,18 +107,14 @@ def _depth(query: Query, mode: str) -> int:
 
 
 def _nearest(
-    snapshot: Snapshot,
-    queries: Sequence[Query],
-    modes: Sequence[str],
-    depths: Sequence[int],
-    allowed: Allowed | None,
+    view: View, queries: Sequence[Query], modes: Sequence[str], depths: Sequence[int]
 ) -> list[Candidates]:
     """Return the candidates by vectors of each query whose mode uses them."""
     places = [place for place, mode in enumerate(modes) if mode != SPARSE]
     if not places:
         return []
     embeddings = np.stack([queries[place].embedding for place in places])
-    scores, ids = snapshot.search(embeddings, max(depths[place] for place in places), allowed)
+    scores, ids = view.nearest(embeddings, max(depths[place] for place in places))
     found = []
     for row, place in enumerate(places):
         count = min(depths[place], int((ids[row] >= 0).sum()))
@@ -126,37 +123,28 @@ def _nearest(
     return found
 
 
-def _with_words(
-    snapshot: Snapshot,
-    query: Query,
-    mode: str,
-    depth: int,
-    dense: Candidates,
-    allowed: Allowed | None,
-) -> Candidates:
+def _with_words(view: View, query: Query, mode: str, depth: int, dense: Candidates) -> Candidates:
     """Return the candidates by words, fused with those by vectors where the mode is hybrid."""
-    if snapshot.bm25 is None:  # a snapshot without passages
-        return dense
-    scores, numbers = snapshot.bm25.search(query.question, depth, allowed)
+    scores, numbers = view.sharing_words(query.question, depth)
     by_number = dict(zip(numbers.tolist(), scores.tolist(), strict=True))
     if mode == HYBRID:
         numbers, scores = fusion.reciprocal_rank_fusion([dense.numbers, numbers])
     if query.min_score <= -1:
         numbers, scores = numbers[: _pool(query)], scores[: _pool(query)]
     # Not `@`: BLAS would wake threads for it, which takes longer than the work.
-    cosines = np.einsum("nd,d->n", snapshot.dense.rows[numbers], query.embedding)
+    cosines = np.einsum("nd,d->n", view.rows(numbers), query.embedding)
     return Candidates(numbers, scores, cosines, by_number)
 
 
-def _result(snapshot: Snapshot, query: Query, mode: str, found: Candidates) -> Result:
+def _result(view: View, query: Query, mode: str, found: Candidates) -> Result:
     if query.min_score > -1:
         found = found.at(found.cosines >= query.min_score)
     found = found.at(slice(_pool(query)))
     pooled = query.diversity > 0 or query.merge
-    rows = snapshot.dense.rows[found.numbers]
+    rows = view.rows(found.numbers)
     similarity = rows @ rows.T
     wanted = len(found.numbers) if pooled else query.top_k
-    places = _distinct(similarity, wanted, lambda place: _text(snapshot, found.numbers[place]))
+    places = _distinct(similarity, wanted, lambda place: _text(view, found.numbers[place]))
     if query.diversity > 0:
         relevance = found.scores[places] / found.scores.max(initial=1)  # BM25 has no upper end
         order = fusion.maximal_marginal_relevance(
@@ -165,8 +153,8 @@ def _result(snapshot: Snapshot, query: Query, mode: str, found: Candidates) -> R
         places = [places[at] for at in order]
     offered = found.at(places)
     if query.merge:
-        return _merged(snapshot, offered, query.top_k, mode)
-    return _plain(snapshot, offered.at(slice(query.top_k)), mode)
+        return _merged(view, offered, query.top_k, mode)
+    return _plain(view, offered.at(slice(query.top_k)), mode)
 
 
 def _distinct(similarity: Floats, wanted: int, text: Callable[[int], str]) -> list[int]:
@@ -184,41 +172,41 @@ def _distinct(similarity: Floats, wanted: int, text: Callable[[int], str]) -> li
     return kept
 
 
-def _plain(snapshot: Snapshot, found: Candidates, mode: str) -> Result:
+def _plain(view: View, found: Candidates, mode: str) -> Result:
     passages = [
-        snapshot.passage(number)[:-1] + _scores(found, place, mode)
+        view.passage(number)[:-1] + _scores(found, place, mode)
         for place, number in enumerate(found.numbers.tolist())
     ]
     return Result(passages, found.scores.copy())
 
 
-def _merged(snapshot: Snapshot, found: Candidates, top_k: int, mode: str) -> Result:
+def _merged(view: View, found: Candidates, top_k: int, mode: str) -> Result:
     """Make one passage of those that follow each other in one section; a run ranks as its best."""
     place_of = {number: place for place, number in enumerate(found.numbers[: 2 * top_k].tolist())}
     runs: list[list[int]] = []
     for number in sorted(place_of):
-        if runs and _follows(snapshot, number, runs[-1][-1]):
+        if runs and _follows(view, number, runs[-1][-1]):
             runs[-1].append(number)
         else:
             runs.append([number])
     ranked = sorted((min(place_of[number] for number in run), run) for run in runs)[:top_k]
-    passages = [_union(snapshot, run)[:-1] + _scores(found, best, mode) for best, run in ranked]
+    passages = [_union(view, run)[:-1] + _scores(found, best, mode) for best, run in ranked]
     return Result(passages, found.scores[[best for best, _ in ranked]])
 
 
-def _follows(snapshot: Snapshot, number: int, before: int) -> bool:
-    return number == before + 1 and _section(snapshot, number) == _section(snapshot, before)
+def _follows(view: View, number: int, before: int) -> bool:
+    return number == before + 1 and _section(view, number) == _section(view, before)
 
 
-def _section(snapshot: Snapshot, number: int) -> tuple[int, str]:
-    return snapshot.document_of(number), str(json.loads(snapshot.passage(number))["location"])
+def _section(view: View, number: int) -> tuple[int, str]:
+    return view.document_of(number), str(json.loads(view.passage(number))["location"])
 
 
-def _union(snapshot: Snapshot, numbers: Sequence[int]) -> bytes:
+def _union(view: View, numbers: Sequence[int]) -> bytes:
     """Return neighbouring passages as one: the id and start of the first, the end of the last."""
-    parts = [json.loads(snapshot.passage(number)) for number in numbers]
+    parts = [json.loads(view.passage(number)) for number in numbers]
     if len(parts) == 1:
-        return snapshot.passage(numbers[0])
+        return view.passage(numbers[0])
     whole: dict[str, Any] = dict(parts[0])
     for part in parts[1:]:
         whole["text"] = fusion.joined(whole["text"], part["text"])
@@ -237,5 +225,5 @@ def _scores(found: Candidates, place: int, mode: str) -> bytes:
     return score + (b"}" if words is None else b',"sparse_score":%.6f}' % words)
 
 
-def _text(snapshot: Snapshot, number: int) -> str:
-    return str(json.loads(snapshot.passage(int(number)))["text"])
+def _text(view: View, number: int) -> str:
+    return str(json.loads(view.passage(int(number)))["text"])

@@ -105,6 +105,11 @@ class Snapshot:
         return self.manifest.snapshot
 
     @property
+    def has_words(self) -> bool:
+        """Whether it can be searched for words."""
+        return self.bm25 is not None
+
+    @property
     def outdated(self) -> bool:
         """Whether writing it again would add to it: an earlier release wrote it."""
         return self.manifest.format_version < FORMAT_VERSION or (
@@ -141,6 +146,10 @@ class Snapshot:
         """Return the ``count`` nearest passages of each embedding, as :meth:`Vectors.search`."""
         return self.dense.search(embeddings, count, allowed)
 
+    def view(self, allowed: Allowed | None) -> SnapshotView:
+        """Return what a search among ``allowed`` sees."""
+        return SnapshotView(self, allowed)
+
     def passage(self, number: int) -> bytes:
         """Return passage ``number`` as stored: one JSON object in UTF-8."""
         return self._passages[number]
@@ -175,6 +184,30 @@ class Snapshot:
         for what, (count, expected) in found.items():
             if count != expected:
                 raise damaged(self.name, f"{what}: {count}, but its manifest says {expected}")
+
+
+class SnapshotView:
+    """What one search sees of a snapshot: see ``searchable.View``."""
+
+    def __init__(self, snapshot: Snapshot, allowed: Allowed | None) -> None:
+        """See those passages of ``snapshot`` that are ``allowed``; None is all."""
+        self._snapshot = snapshot
+        self._allowed = allowed
+        self.passage = snapshot.passage
+        self.document_of = snapshot.document_of
+
+    def nearest(self, embeddings: Floats, count: int) -> tuple[Floats, Ids]:
+        """Return the nearest passages of each embedding."""
+        return self._snapshot.search(embeddings, count, self._allowed)
+
+    def sharing_words(self, question: str, count: int) -> tuple[Floats, Ids]:
+        """Return the passages that share a term with the question."""
+        assert self._snapshot.bm25 is not None
+        return self._snapshot.bm25.search(question, count, self._allowed)
+
+    def rows(self, numbers: Ids) -> Floats:
+        """Return the embeddings of passages."""
+        return self._snapshot.dense.rows[numbers]
 
 
 class PassageFile:

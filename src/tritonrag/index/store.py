@@ -34,7 +34,7 @@ from tritonrag.index.manifest import (
     SnapshotManifest,
 )
 from tritonrag.index.snapshot import Floats, Snapshot
-from tritonrag.settings import kept_snapshots
+from tritonrag.settings import VectorDbSettings, kept_snapshots
 
 
 @dataclass(frozen=True)
@@ -64,17 +64,25 @@ def writing(
 ) -> Iterator[Path]:
     """Yield a collection's folder to its only writer; a second one waits after ``on_wait``.
 
+    Where ``VECTOR_DB_URI`` is set, what the folder then holds is brought to Milvus.
+
     Raises:
         InvalidRequest: a collection may not be called so.
-        Unavailable: another writer is at work, and this one is not to ``wait``.
+        Unavailable: another writer is at work, and this one is not to ``wait``; or Milvus does not
+            answer, when all is written here.
         SetupError: the index cannot be written, for example because the disk is full.
     """
+    database = VectorDbSettings.from_environment()
     folder = index_dir / layout.check_collection(collection)
     try:
         index_dir.mkdir(parents=True, exist_ok=True)
         with _locked(index_dir / f".{collection}.lock", on_wait if wait else None):
             _remove_unfinished(folder)
             yield folder
+            if database is not None:
+                from tritonrag.index.mirroring import mirror
+
+                mirror(folder, database)
     except OSError as error:
         raise SetupError(f"{folder}: cannot be written: {error.strerror or error}") from error
 
