@@ -19,6 +19,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Protocol
 
 from tritonrag.chunking import Chunker
 from tritonrag.confinement import confine, time_limit
@@ -87,6 +88,19 @@ def cut(chunker: Chunker, file: SourceFile, content: bytes) -> Cut:
 def default_workers() -> int:
     """Return how many processes parse unless told: half of the cores, the rest being to embed."""
     return min(max(len(os.sched_getaffinity(0)) // 2, 1), MAX_WORKERS)
+
+
+class Parsers(Protocol):
+    """What cuts many files, here or elsewhere."""
+
+    @property
+    def chunker(self) -> Chunker:
+        """The chunker that cuts them."""
+        ...
+
+    def cut_all(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, Cut | InvalidRequest]]:
+        """Yield each file's passages, or why there are none, in the order of ``jobs``."""
+        ...
 
 
 class ParserPool:

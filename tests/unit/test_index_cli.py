@@ -11,6 +11,7 @@ from typer.testing import CliRunner, Result
 
 from tritonrag.chunking import ChunkSettings
 from tritonrag.cli import index as commands
+from tritonrag.cli import working
 from tritonrag.errors import InvalidRequest, NotFound, SetupError, Unavailable
 from tritonrag.index import store
 from tritonrag.index.snapshot import Floats
@@ -39,7 +40,7 @@ asked_versions: set[int | None] = set()
 
 @pytest.fixture(autouse=True)
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(commands, "Client", FakeClient)
+    monkeypatch.setattr(working, "Client", FakeClient)
     monkeypatch.chdir(tmp_path)
     for variable in (INDEX_DIR_VARIABLE, REPOSITORY_VARIABLE, URL_VARIABLE):
         monkeypatch.delenv(variable, raising=False)
@@ -141,7 +142,7 @@ def test_an_interrupted_run_says_that_it_can_be_taken_up(
         ) -> Floats:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(commands, "Client", Interrupted)
+    monkeypatch.setattr(working, "Client", Interrupted)
     assert "the same command goes on where this one was" in add("docs", code=130).stderr
 
 

@@ -10,7 +10,7 @@ import pytest
 from index_samples import HashEmbedder, install, write
 from typer.testing import CliRunner, Result
 
-from tritonrag.cli import app, index
+from tritonrag.cli import app, index, working
 from tritonrag.errors import InvalidRequest, SetupError, Unavailable
 from tritonrag.settings import INDEX_DIR_VARIABLE, REPOSITORY_VARIABLE, URL_VARIABLE
 
@@ -31,7 +31,7 @@ class FakeClient(HashEmbedder):
 
 @pytest.fixture(autouse=True)
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(commands, "Client", FakeClient)
+    monkeypatch.setattr(working, "Client", FakeClient)
     monkeypatch.setattr(index, "PICKED_UP_S", 0.0)
     monkeypatch.chdir(tmp_path)
     for variable in (INDEX_DIR_VARIABLE, REPOSITORY_VARIABLE, URL_VARIABLE):
@@ -142,7 +142,7 @@ def test_a_schedule_survives_a_failed_run_and_ends_with_sigterm(
                 os.kill(os.getpid(), signal.SIGTERM)
             return self
 
-    monkeypatch.setattr(commands, "Client", Flaky)
+    monkeypatch.setattr(working, "Client", Flaky)
     health = place / "health.json"
     options = ("--every", "0.1s", "--jitter", "0s", "--health-file", str(health))
     result = run("docs", *options, "--metrics-port", "0")

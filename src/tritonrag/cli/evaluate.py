@@ -18,8 +18,9 @@ from rich.console import Console
 from rich.table import Table
 
 from tritonrag.artifacts import EmbedderManifest
-from tritonrag.cli.index import EMBED_TIMEOUT_S, needs_serve_extra
+from tritonrag.cli.index import needs_serve_extra
 from tritonrag.cli.options import INDEX, REPOSITORY, IndexDir, Protocol, Repository, Url
+from tritonrag.cli.working import EMBED_TIMEOUT_S
 from tritonrag.client import Client
 from tritonrag.contract import MODES
 from tritonrag.errors import NotFound, SetupError

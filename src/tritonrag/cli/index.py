@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
-import numpy.typing as npt
 import typer
 from rich.console import Console
 from rich.text import Text
@@ -34,12 +32,12 @@ from tritonrag.cli.options import (
     IndexDir,
     NoWait,
     Protocol,
+    Ray,
     Repository,
     RetryFailed,
     Url,
     Workers,
 )
-from tritonrag.client import Client
 from tritonrag.contract import DEFAULT_COLLECTION
 from tritonrag.errors import InvalidRequest, SetupError
 from tritonrag.limits import check_mode
@@ -48,14 +46,12 @@ from tritonrag.versions import EMBED
 if TYPE_CHECKING:
     from tritonrag.index.adding import Added
     from tritonrag.index.catalogue import CollectionInfo
-    from tritonrag.index.embedding import Embedder
     from tritonrag.index.manifest import SnapshotManifest
 
 PICKED_UP_S = 1.0
 """What a running server may take to notice a new snapshot, so that a search after this command
 sees it."""
 
-EMBED_TIMEOUT_S = 120.0
 SHOWN_NAMES = 10
 """Files of unknown kinds that are named; the others are counted. With --json all are named."""
 
@@ -94,6 +90,7 @@ def add(
         ),
     ] = None,
     workers: Workers = None,
+    ray: Ray = None,
     file_seconds: FileSeconds = 60,
     file_memory: FileMemory = 1024,
     retry_failed: RetryFailed = False,
@@ -117,11 +114,12 @@ def add(
     needs_serve_extra()
     from tritonrag.chunking import Chunker, ChunkSettings
     from tritonrag.cli.progress import indexing_progress
+    from tritonrag.cli.working import Servers, working
     from tritonrag.corpus import find_files
     from tritonrag.index import layout
     from tritonrag.index.adding import Added, Adder
     from tritonrag.index.syncing import changed_read_ahead, current_documents
-    from tritonrag.parsing import Limits, ParserPool
+    from tritonrag.parsing import Limits
 
     started = time.perf_counter()
     live = versions.live_version(repository, EMBED)
@@ -139,14 +137,17 @@ def add(
     done = Added(collection)
     if files or not paths:
         current = None if version == live else EmbedderManifest.load(repository)
+        limits = Limits(file_seconds, file_memory)
+        servers = Servers.of(url, protocol, repository, version)
         with (
             resumable(),
-            Client(url, protocol, EMBED_TIMEOUT_S) as client,
-            ParserPool(chunker, Limits(file_seconds, file_memory), workers) as parsers,
+            working(chunker, limits, workers, servers, ray) as work,
             indexing_progress() as listener,
         ):
-            embedder = chosen_embedder(client, repository, version)
-            adder = Adder(index_dir, manifest, embedder, parsers, listener, current, mode)
+            adder = Adder(
+                index_dir, manifest, work.embedder, work.parsers, listener, current, mode,
+                work.embed_groups,
+            )  # fmt: skip
             records = current_documents(index_dir, collection, manifest.sha256)
             with changed_read_ahead(files, records, chunker.settings.recipe) as ahead:
                 done = adder.add(collection, ahead, retry_failed=retry_failed, wait=not no_wait)
@@ -258,17 +259,6 @@ def stderr() -> Console:
     return Console(stderr=True, soft_wrap=True, highlight=False)
 
 
-@dataclass(frozen=True)
-class _Version:
-    """One version of the server's embedder, whichever the graph uses."""
-
-    client: Client
-    version: int
-
-    def embed(self, texts: Sequence[str], role: str = "passage") -> npt.NDArray[np.float32]:
-        return self.client.embed(texts, role, version=self.version)
-
-
 @contextmanager
 def resumable() -> Iterator[None]:
     """Say after Ctrl-C that the run can be taken up."""
@@ -277,12 +267,6 @@ def resumable() -> Iterator[None]:
     except KeyboardInterrupt:
         stderr().print("interrupted; the same command goes on where this one was")
         raise
-
-
-def chosen_embedder(client: Client, repository: Path, version: int) -> Embedder:
-    """Return what embeds with ``version``: by its number where the server may have others."""
-    alone = versions.installed(repository, EMBED) == [version]
-    return client if alone else _Version(client, version)
 
 
 def print_added(done: Added, seconds: float, as_json: bool, version: int | None = None) -> None:

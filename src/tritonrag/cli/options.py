@@ -35,6 +35,14 @@ Workers = Annotated[
     int | None,
     typer.Option(min=1, show_default="half of the cores", help="Processes that parse files."),
 ]
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        show_default="this machine",
+        help="Ray cluster that parses and embeds: local, auto or host:port of its head. "
+        "--url may then name several servers, between commas.",
+    ),
+]
 FileSeconds = Annotated[
     int, typer.Option(min=1, help="Most seconds that parsing one file may take.")
 ]

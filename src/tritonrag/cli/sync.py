@@ -32,12 +32,12 @@ from tritonrag.cli.options import (
     IndexDir,
     NoWait,
     Protocol,
+    Ray,
     Repository,
     RetryFailed,
     Url,
     Workers,
 )
-from tritonrag.client import Client
 from tritonrag.contract import DEFAULT_COLLECTION
 from tritonrag.errors import InvalidRequest, SetupError, TritonragError
 from tritonrag.versions import EMBED
@@ -72,6 +72,7 @@ def sync(
     created: Created = None,
     field: Fields = None,
     workers: Workers = None,
+    ray: Ray = None,
     file_seconds: FileSeconds = 60,
     file_memory: FileMemory = 1024,
     retry_failed: RetryFailed = False,
@@ -129,6 +130,7 @@ def sync(
         chunks=(chunk_tokens, chunk_overlap),
         parsing=(file_seconds, file_memory),
         workers=workers,
+        ray=ray,
         retry_failed=retry_failed,
         no_wait=no_wait,
         allow_empty=allow_empty,
@@ -176,6 +178,7 @@ class _Run:
     chunks: tuple[int, int]
     parsing: tuple[int, int]
     workers: int | None
+    ray: str | None
     retry_failed: bool
     no_wait: bool
     allow_empty: bool
@@ -185,24 +188,27 @@ class _Run:
     def __call__(self) -> Counts:
         from tritonrag.chunking import Chunker, ChunkSettings
         from tritonrag.cli.progress import indexing_progress
+        from tritonrag.cli.working import Servers, working
         from tritonrag.index import syncing
         from tritonrag.index.adding import Adder
-        from tritonrag.parsing import Limits, ParserPool
+        from tritonrag.parsing import Limits
 
         started = time.perf_counter()
         version = versions.live_version(self.repository, EMBED)
         manifest = EmbedderManifest.load(self.repository, version)
         chunker = Chunker.of(self.repository, ChunkSettings(*self.chunks), version)
         found, records = self._listed(manifest)
-        client = Client(self.url, self.protocol, commands.EMBED_TIMEOUT_S)
+        limits = Limits(*self.parsing)
+        servers = Servers.of(self.url, self.protocol, self.repository, version)
         with (
             commands.resumable(),
-            client,
-            ParserPool(chunker, Limits(*self.parsing), self.workers) as parsers,
+            working(chunker, limits, self.workers, servers, self.ray) as work,
             indexing_progress() as listener,
         ):
-            embedder = commands.chosen_embedder(client, self.repository, version)
-            adder = Adder(self.index_dir, manifest, embedder, parsers, listener)
+            adder = Adder(
+                self.index_dir, manifest, work.embedder, work.parsers, listener,
+                embed_groups=work.embed_groups,
+            )  # fmt: skip
             recipe = chunker.settings.recipe
             self.done = syncing.sync(
                 adder, self.collection, found, records, recipe,

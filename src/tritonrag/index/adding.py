@@ -11,13 +11,13 @@ from tritonrag.contract import DEFAULT_MODE
 from tritonrag.documents import SourceFile
 from tritonrag.index import layout, store
 from tritonrag.index.changes import Changes, Document
-from tritonrag.index.embedding import Embedder, embed_groups
+from tritonrag.index.embedding import Embedder, EmbedGroups, embed_groups
 from tritonrag.index.ledger import Ledger
 from tritonrag.index.manifest import EmbedderId
 from tritonrag.index.parts import Part
 from tritonrag.index.reports import Added, Listener
 from tritonrag.index.snapshot import Snapshot
-from tritonrag.parsing import ParserPool
+from tritonrag.parsing import Parsers
 
 __all__ = ["Added", "Adder", "Listener"]
 
@@ -34,12 +34,13 @@ class Adder:
         index_dir: Path,
         manifest: EmbedderManifest,
         embedder: Embedder,
-        parsers: ParserPool,
+        parsers: Parsers,
         listener: Listener | None = None,
         live: EmbedderManifest | None = None,
         mode: str | None = None,
+        embed_groups: EmbedGroups = embed_groups,
     ) -> None:
-        """``embedder`` must be the one that ``manifest`` describes.
+        """``embedder`` must be the one that ``manifest`` describes; ``embed_groups`` asks it.
 
         ``mode`` is how the collection is searched unless a caller says; None leaves it as it is.
         ``live`` is another embedder, the one that the graph uses: a collection's documents are then
@@ -52,6 +53,7 @@ class Adder:
         self._listener = listener or Listener()
         self._live = live
         self._mode = mode
+        self._embed_groups = embed_groups
 
     def add(
         self,
@@ -118,7 +120,7 @@ class Adder:
         )
         dimension, listener = self._manifest.dimension, self._listener
         with closing(
-            embed_groups(self._embedder, groups, dimension, listener.embedded)
+            self._embed_groups(self._embedder, groups, dimension, listener.embedded)
         ) as embedded:
             for group, vectors in embedded:
                 changes.stage(group, vectors)

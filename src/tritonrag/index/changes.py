@@ -16,7 +16,7 @@ from tritonrag.index.manifest import DocumentRecord
 from tritonrag.index.parts import Kept, Part, Staged, kept_parts
 from tritonrag.index.reports import Added, Listener
 from tritonrag.index.snapshot import Floats, Snapshot
-from tritonrag.parsing import Cut, Job, ParserPool
+from tritonrag.parsing import Cut, Job, Parsers
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Changes:
         base: Snapshot | None,
         own: Snapshot | None,
         ledger: Ledger,
-        parsers: ParserPool,
+        parsers: Parsers,
         report: Added,
         listener: Listener,
     ) -> None:

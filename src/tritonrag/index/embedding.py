@@ -35,6 +35,20 @@ class Embedder(Protocol):
         ...
 
 
+class EmbedGroups(Protocol):
+    """What :func:`embed_groups` does, here or elsewhere."""
+
+    def __call__(
+        self,
+        embedder: Embedder,
+        groups: Iterable[tuple[Tag, Sequence[str]]],
+        dimension: int,
+        on_embedded: Callable[[int], None],
+    ) -> Generator[tuple[Tag, Floats]]:
+        """Yield the embeddings of each group of texts, in their order."""
+        ...
+
+
 def embed_groups(
     embedder: Embedder,
     groups: Iterable[tuple[Tag, Sequence[str]]],
@@ -64,8 +78,8 @@ def embed_groups(
         InternalError: it answers something that is not a finite number.
         TritonragError: what the embedder raises; a busy server is tried again for a while.
     """
-    calls = _Calls(embedder, dimension, on_embedded, batch_texts, in_flight)
-    ahead: deque[tuple[Tag, _Group]] = deque()
+    calls = Calls(embedder, dimension, on_embedded, batch_texts, in_flight)
+    ahead: deque[tuple[Tag, Group]] = deque()
     try:
         for tag, texts in groups:
             ahead.append((tag, calls.begin(texts)))
@@ -78,24 +92,30 @@ def embed_groups(
         calls.abandon()
 
 
-class _Calls:
-    """Sends batches to the embedder in threads."""
+class Calls:
+    """Sends batches to the embedder in threads; :func:`embed_groups` says how."""
 
     def __init__(
         self,
         embedder: Embedder,
         dimension: int,
-        on_embedded: Callable[[int], None],
-        batch_texts: int,
-        in_flight: int,
+        on_embedded: Callable[[int], None] = lambda count: None,
+        batch_texts: int = BATCH_TEXTS,
+        in_flight: int = IN_FLIGHT,
     ) -> None:
+        """Take the arguments of :func:`embed_groups`."""
         self._embedder, self._dimension, self._batch_texts = embedder, dimension, batch_texts
         self._on_embedded, self._lock = on_embedded, threading.Lock()
         self._threads = ThreadPoolExecutor(in_flight, thread_name_prefix="embed")
         self._pace, self._ended = _Pace(in_flight), threading.Event()
         self._began = False
 
-    def begin(self, texts: Sequence[str]) -> _Group:
+    def begin(self, texts: Sequence[str]) -> Group:
+        """Begin to embed a group of texts.
+
+        Raises:
+            TritonragError: of the very first batch, which is sent alone.
+        """
         vectors = np.empty((len(texts), self._dimension), np.float32)
         order = sorted(range(len(texts)), key=lambda number: len(texts[number]), reverse=True)
         size = self._batch_texts
@@ -104,7 +124,7 @@ class _Calls:
             self._began = True
             self._run(texts, batches.pop(0), vectors, Unreachable)
         futures = [self._threads.submit(self._run, texts, batch, vectors) for batch in batches]
-        return _Group(vectors, futures)
+        return Group(vectors, futures)
 
     def abandon(self) -> None:
         """Start nothing new; what is under way after Ctrl-C or an error ends with the client."""
@@ -172,7 +192,7 @@ class _Pace:
 
 
 @dataclass(frozen=True)
-class _Group:
+class Group:
     """The embeddings of a group of texts, complete when every batch is."""
 
     vectors: Floats
@@ -180,9 +200,11 @@ class _Group:
 
     @property
     def done(self) -> bool:
+        """Whether all batches have been answered."""
         return all(batch.done() for batch in self.batches)
 
     def result(self) -> Floats:
+        """Wait for all batches and return the embeddings, or raise the error of one."""
         for batch in self.batches:
             batch.result()
         return self.vectors
