@@ -6,7 +6,6 @@ import json
 import re
 import shlex
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from typer.testing import CliRunner
@@ -64,23 +63,24 @@ def test_the_tree_is_the_tree() -> None:
         assert (ROOT / name).exists(), name
 
 
-@pytest.fixture
-def report(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(ROOT / "perf"))
-    import report as module
-
-    return module
+SPEED = README.split("## Speed\n")[1].split("\n## ")[0]
 
 
 @pytest.mark.parametrize(("path", "shown"), BLOCKS)
-def test_figures_are_those_of_their_result(path: str, shown: str, report: ModuleType) -> None:
+def test_figures_are_those_of_their_result(
+    path: str, shown: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "perf"))
+    import precisions
+    import report
+
     record = json.loads((ROOT / path).read_text(encoding="utf-8"))
-    assert shown.strip() == report.readme_table(record)
+    table = precisions.tables if path.endswith("-precisions.json") else report.readme_table
+    assert shown.strip() == table(record)
 
 
-@pytest.mark.skipif(not BLOCKS, reason="README shows no figures between markers")
+@pytest.mark.skipif("<!-- figures of" not in SPEED, reason="it shows no figures between markers")
 def test_the_section_on_speed_has_no_figures_of_its_own() -> None:
-    section = README.split("## Speed\n")[1].split("\n## ")[0]
-    outside = re.sub(r"<!-- figures of .*?<!-- end of figures -->", "", section, flags=re.DOTALL)
+    outside = re.sub(r"<!-- figures of .*?<!-- end of figures -->", "", SPEED, flags=re.DOTALL)
     rows = [line for line in outside.splitlines() if line.startswith("|")]
     assert rows == []
