@@ -73,10 +73,15 @@ def test_figures_are_those_of_their_result(
     monkeypatch.syspath_prepend(str(ROOT / "perf"))
     import precisions
     import report
+    import retrieval
 
+    tables = {
+        "precisions": precisions.tables,
+        "retrieval": lambda record: retrieval.table(record["retrieval"]),
+    }
     record = json.loads((ROOT / path).read_text(encoding="utf-8"))
-    table = precisions.tables if path.endswith("-precisions.json") else report.readme_table
-    assert shown.strip() == table(record)
+    kind = path.removesuffix(".json").rpartition("-")[2]
+    assert shown.strip() == tables.get(kind, report.readme_table)(record)
 
 
 @pytest.mark.skipif("<!-- figures of" not in SPEED, reason="it shows no figures between markers")
