@@ -127,9 +127,8 @@ def add(
     check_mode("--mode", mode)
     if not paths and version == live:
         raise InvalidRequest("PATHS: name the files or folders to index")
-    known = layout.collections(index_dir)
-    if not paths and collection not in known:
-        raise layout.unknown_collection(collection, known)
+    if not paths:
+        layout.known_collection(index_dir, collection)
     manifest = EmbedderManifest.load(repository, version)
     chunker = Chunker.of(repository, ChunkSettings(chunk_tokens, chunk_overlap), version)
     found = find_files(paths or [], metadata(tag, access, created, field))

@@ -54,10 +54,7 @@ def export(index_dir: Path, collection: str, file: Path, sha256_of_embedder: str
         SetupError: the snapshot is damaged, or the file cannot be written.
     """
     _check_suffix(file)
-    known = layout.collections(index_dir)
-    if layout.check_collection(collection) not in known:
-        raise layout.unknown_collection(collection, known)
-    folder = index_dir / collection
+    folder = layout.known_collection(index_dir, collection)
     snapshot = folder / str(layout.current(folder, sha256_of_embedder))
     Snapshot.open(snapshot)
     new = file.with_name(f".{file.name}.new")

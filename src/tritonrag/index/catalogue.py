@@ -49,11 +49,7 @@ def describe(
         InvalidRequest: a collection may not be called so.
         NotFound: there is none of that name; the message lists those there are.
     """
-    layout.check_collection(collection)
-    known = layout.collections(index_dir)
-    if collection not in known:
-        raise layout.unknown_collection(collection, known)
-    folder = index_dir / collection
+    folder = layout.known_collection(index_dir, collection)
     name, manifest, refusal = None, None, None
     try:
         name = layout.current(folder, embedder.sha256 if embedder else "")

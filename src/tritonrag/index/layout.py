@@ -50,6 +50,19 @@ def collections(index_dir: Path) -> list[str]:
     ]
 
 
+def known_collection(index_dir: Path, name: str) -> Path:
+    """Return the folder of a collection that has a live snapshot.
+
+    Raises:
+        InvalidRequest: a collection may not be called so.
+        NotFound: there is none of that name; the message lists those there are.
+    """
+    known = collections(index_dir)
+    if check_collection(name) not in known:
+        raise unknown_collection(name, known)
+    return index_dir / name
+
+
 def unknown_collection(name: str, known: list[str]) -> NotFound:
     """Return the error for a collection that does not exist, naming those that do."""
     those = f"there are {', '.join(known)}" if known else "there is none yet"

@@ -46,7 +46,7 @@ def remove_documents(
             nothing is removed.
         SetupError: a live snapshot is damaged, or the index cannot be written.
     """
-    _check_known(index_dir, collection)
+    layout.known_collection(index_dir, collection)
     with store.writing(index_dir, collection, on_wait) as folder:
         live = _live_snapshots(folder)
         gone = {source for snapshot in live for source in _sources(snapshot)}
@@ -73,7 +73,7 @@ def remove_collection(
         SetupError: the index cannot be written.
         Unavailable: Milvus, where it is used, does not answer; then the collection stays.
     """
-    _check_known(index_dir, collection)
+    layout.known_collection(index_dir, collection)
     going = index_dir / f"{REMOVED}{collection}-{secrets.token_hex(4)}"
     try:
         with store.writing(index_dir, collection, on_wait) as folder:
@@ -86,13 +86,6 @@ def remove_collection(
             going.rename(index_dir / collection)
         raise
     shutil.rmtree(going)
-
-
-def _check_known(index_dir: Path, collection: str) -> None:
-    layout.check_collection(collection)
-    known = layout.collections(index_dir)
-    if collection not in known:
-        raise layout.unknown_collection(collection, known)
 
 
 def _live_snapshots(folder: Path) -> list[Snapshot]:
