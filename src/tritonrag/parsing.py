@@ -37,6 +37,19 @@ MAX_WORKERS = 8
 
 _PROGRAM = "from tritonrag.parsing import serve; serve()"
 
+_INHERITED = ("HOME", "LANG", "LC_", "LD_", "PATH", "PYTHON", "TMPDIR", "TZ", "VIRTUAL_ENV")
+"""Starts of the environment variables that a parser gets; the writer's may hold credentials."""
+
+_FORGED = 256
+"""In place of an exit status: the process is not to be believed."""
+
+_REPLIED = {
+    "tritonrag.parsing.Cut",
+    "tritonrag.metadata.Metadata",
+    "tritonrag.errors.InvalidRequest",
+}
+"""What a parser's reply is made of, beside texts, numbers and containers."""
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -209,11 +222,22 @@ class ParserPool:
 
 
 class _Died(Exception):
-    """The process has ended; a negative status is the signal that did it."""
+    """The process has ended, or must; a negative status is the signal that did it."""
 
     def __init__(self, status: int) -> None:
         super().__init__(status)
         self.status = status
+
+
+class _Reply(pickle.Unpickler):
+    """Reads a reply of a process that a file may have taken over: it may name no other class."""
+
+    def find_class(self, module_name: str, global_name: str) -> object:
+        """Return a class of a reply."""
+        name = f"{module_name}.{global_name}"
+        if name not in _REPLIED:
+            raise pickle.UnpicklingError(f"{name} in a parser's reply")
+        return super().find_class(module_name, global_name)
 
 
 class _Worker:
@@ -225,7 +249,7 @@ class _Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,  # of its start; later it says nothing
-            env=os.environ | {"TOKENIZERS_PARALLELISM": "false"},
+            env=_environment(),
             start_new_session=True,  # Ctrl-C is for the caller.
         )
 
@@ -239,7 +263,8 @@ class _Worker:
 
     def cut(self, job: Job) -> Cut | InvalidRequest:
         reply = self._ask((job.file, job.content))
-        assert isinstance(reply, Cut | InvalidRequest)
+        if not isinstance(reply, Cut | InvalidRequest):
+            raise _Died(_FORGED)
         return reply
 
     def kill(self) -> None:
@@ -255,8 +280,10 @@ class _Worker:
         try:
             pickle.dump(request, self._process.stdin)
             self._process.stdin.flush()
-            return pickle.load(self._process.stdout)
-        except (EOFError, OSError, pickle.UnpicklingError):
+            return _Reply(self._process.stdout).load()
+        except pickle.UnpicklingError:
+            raise _Died(_FORGED) from None
+        except (EOFError, OSError):
             raise _Died(self._status()) from None
 
     def _status(self) -> int:
@@ -264,6 +291,11 @@ class _Worker:
             return self._process.wait(timeout=1)
         self._process.kill()
         return self._process.wait()
+
+
+def _environment() -> dict[str, str]:
+    kept = {key: value for key, value in os.environ.items() if key.startswith(_INHERITED)}
+    return kept | {"TOKENIZERS_PARALLELISM": "false"}
 
 
 def serve() -> None:
@@ -310,6 +342,8 @@ def _reason(status: int, limits: Limits) -> str:
         return f"takes over {limits.seconds} s to parse; split it, or raise --file-seconds"
     if status == -signal.SIGKILL:
         return "its parser was killed, as happens where memory runs out"
+    if status == _FORGED:
+        return "makes its parser reply what no parser does"
     if status == -signal.SIGABRT:
         return f"its parser gave up; perhaps it {_too_large(limits)}"
     if status < 0:

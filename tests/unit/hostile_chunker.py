@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import re
 import signal
 import socket
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from index_samples import tokenizer
@@ -35,6 +37,21 @@ def fill() -> None:
         held.append(bytearray(16 << 20))
 
 
+class Forged:
+    """Runs a function in whoever unpickles it."""
+
+    def __reduce__(self) -> tuple[Callable[[str], object], tuple[str]]:
+        return os.mkdir, ("/tmp/forged",)
+
+
+def forge() -> None:
+    """Send a reply that would run code in the writer, wherever its pipe may be."""
+    for pipe in range(3, 16):
+        with suppress(OSError):
+            os.write(pipe, pickle.dumps(Forged()))
+    time.sleep(1)
+
+
 def nest() -> None:
     nest()
 
@@ -49,6 +66,8 @@ DEEDS: dict[str, Callable[[], object]] = {
     "crash": lambda: signal.raise_signal(signal.SIGSEGV),
     "nest": nest,
     "bug": lambda: {}["key"],
+    "spy": lambda: os.environ["AWS_SECRET_ACCESS_KEY"],
+    "forge": forge,
     "print": lambda: print("x" * 100_000, file=sys.stdout, flush=True),
     "connect": lambda: socket.create_connection(("127.0.0.1", 9)),
     "resolve": lambda: socket.getaddrinfo("localhost", 80),

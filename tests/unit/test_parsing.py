@@ -27,6 +27,7 @@ def job(text: str, name: str = "a.md") -> Job:
 def hostile() -> Iterator[ParserPool]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(Path(__file__).parent))
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
         with ParserPool(HostileChunker(), Limits(1, 64), workers=1) as pool:
             yield pool
 
@@ -50,6 +51,8 @@ def outcome(pool: ParserPool, *texts: str) -> list[str]:
         ("killed", "its parser was killed, as happens where memory runs out"),
         ("nest", "nested too deeply to parse"),
         ("bug", "cannot be cut into passages: KeyError: 'key'"),
+        ("spy", "cannot be cut into passages: KeyError: 'AWS_SECRET_ACCESS_KEY'"),
+        ("forge", "makes its parser reply what no parser does"),
     ],
 )
 def test_a_hostile_file_fails_alone(hostile: ParserPool, deed: str, reason: str) -> None:
