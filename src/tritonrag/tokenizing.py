@@ -17,8 +17,14 @@ from tritonrag.contract import MAX_QUESTION_BYTES, MAX_TEXT_BYTES, ROLES
 from tritonrag.errors import InvalidRequest
 
 PAD_MULTIPLE = 16
-"""Lengths are rounded up to this, so that more batches have equal shapes and can be joined: with 16
-in place of 8 the mean batch of ``embed`` at 64 clients went from 8 to 15 (docs/log.md)."""
+"""Lengths of passages are rounded up to this, so that more batches have equal shapes."""
+
+QUERY_PAD_MULTIPLE = 64
+"""The same for questions, nearly all of which then have one length and can be joined: with 64 in
+place of 16 the mean batch of ``embed`` at 64 clients went from 5 to 25 (docs/log.md). What is
+padding costs nothing where batches are run by length (:mod:`tritonrag.padding`)."""
+
+FEW_TEXTS = 4
 
 Ids = npt.NDArray[np.int64]
 
@@ -26,7 +32,9 @@ Ids = npt.NDArray[np.int64]
 class TextTokenizer:
     """The tokenizer of an installed embedder."""
 
-    def __init__(self, repository: Path, version: int) -> None:
+    def __init__(
+        self, repository: Path, version: int, query_pad_multiple: int = QUERY_PAD_MULTIPLE
+    ) -> None:
         """Load ``tokenizer.json`` of a version of the embedder in a model repository.
 
         Raises:
@@ -34,25 +42,41 @@ class TextTokenizer:
         """
         manifest = EmbedderManifest.load(repository, version)
         self._prefixes = manifest.prefixes
+        self._query_pad_multiple = query_pad_multiple
         path = repository / embedder_dir(version) / "tokenizer.json"
         self._tokenizer = Tokenizer.from_file(str(path))
         # Padding must not lead past the embedder's last position.
         limit = manifest.max_tokens
-        self._tokenizer.enable_truncation(limit - limit % PAD_MULTIPLE or limit)
-        pad_id = self._tokenizer.token_to_id("[PAD]") or self._tokenizer.token_to_id("<pad>") or 0
-        self._tokenizer.enable_padding(pad_id=pad_id, pad_to_multiple_of=PAD_MULTIPLE)
+        self._limit = limit - limit % PAD_MULTIPLE or limit
+        self._tokenizer.enable_truncation(self._limit)
+        self._tokenizer.no_padding()
+        to_id = self._tokenizer.token_to_id
+        self._pad_id = to_id("[PAD]") or to_id("<pad>") or 0
 
     def encode(self, texts: Sequence[str], roles: Sequence[str]) -> tuple[Ids, Ids]:
         """Return ``input_ids`` and ``attention_mask``, both int64 [texts, longest length].
 
-        All rows are padded to one length, a multiple of :data:`PAD_MULTIPLE`.
+        All rows are padded to one length: a multiple of :data:`PAD_MULTIPLE`, with a question
+        among them of ``query_pad_multiple``, within the embedder's longest input.
         """
         prefixed = [
             self._prefixes.get(role, "") + text for text, role in zip(texts, roles, strict=True)
         ]
-        encodings = self._tokenizer.encode_batch_fast(prefixed)
-        ids = np.array([encoding.ids for encoding in encodings], dtype=np.int64)
-        mask = np.array([encoding.attention_mask for encoding in encodings], dtype=np.int64)
+        # A thread pool takes longer to wake than a few short texts do.
+        few = len(prefixed) < FEW_TEXTS
+        encodings = (
+            [self._tokenizer.encode(text) for text in prefixed]
+            if few
+            else self._tokenizer.encode_batch_fast(prefixed)
+        )
+        multiple = self._query_pad_multiple if "query" in roles else PAD_MULTIPLE
+        longest = max(len(encoding) for encoding in encodings)
+        width = min(-(-longest // multiple) * multiple, self._limit)
+        ids = np.full((len(texts), width), self._pad_id, dtype=np.int64)
+        mask = np.zeros((len(texts), width), dtype=np.int64)
+        for row, encoding in enumerate(encodings):
+            ids[row, : len(encoding)] = encoding.ids
+            mask[row, : len(encoding)] = 1
         return ids, mask
 
 

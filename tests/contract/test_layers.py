@@ -20,6 +20,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "evaluation",
             "fusion",
             "generation",
+            "padding",
             "prompting",
             "rollout",
             "sources",

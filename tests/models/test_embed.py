@@ -42,6 +42,20 @@ def test_requests_of_different_sizes_are_answered_in_order(
         )
 
 
+def test_texts_of_unequal_length_are_embedded_as_without_their_padding(
+    model: pb_fake.Served,
+) -> None:
+    texts = [[2], [3, 4, 5, 6, 7] * 12, [8, 9], [10] * 33]
+    padded = [text + [0] * (64 - len(text)) for text in texts]
+    mask = [[int(bool(token)) for token in row] for row in padded]
+
+    (together,) = model.infer(model.request(input_ids=padded, attention_mask=mask))
+
+    for text, embedding in zip(texts, together["sentence_embedding"], strict=True):
+        (alone,) = model.infer(model.request(input_ids=[text], attention_mask=[[1] * len(text)]))
+        np.testing.assert_allclose(alone["sentence_embedding"], [embedding], rtol=1e-6)
+
+
 def test_an_input_that_the_graph_refuses_is_an_internal_error_without_paths(
     model: pb_fake.Served, repository: Path
 ) -> None:

@@ -11,6 +11,9 @@ import pytest
 
 from tritonrag.tokenizing import PAD_MULTIPLE
 
+LIMIT = 32
+"""The longest input of the embedder here, below the multiple that questions are padded to."""
+
 PAD, UNK, HOW, MANY, QUERY, PASSAGE, COLON = 0, 1, 2, 3, 9, 10, 11
 
 
@@ -23,9 +26,18 @@ def model(repository: Path) -> Iterator[pb_fake.Served]:
 def test_a_question_becomes_padded_ids(model: pb_fake.Served) -> None:
     (answer,) = model.infer(model.request(text=["how many"]))
 
-    padding = PAD_MULTIPLE - 4
+    padding = LIMIT - 4
     assert answer["input_ids"].tolist() == [[QUERY, COLON, HOW, MANY] + [PAD] * padding]
     assert answer["attention_mask"].tolist() == [[1] * 4 + [0] * padding]
+
+
+def test_passages_are_padded_less(model: pb_fake.Served) -> None:
+    (answer,) = model.infer(model.request(text=["how", "how " * 20], role=["passage"] * 2))
+    (short,) = model.infer(model.request(text=["how"], role=["passage"]))
+
+    assert answer["attention_mask"].sum(axis=1).tolist() == [3, 22]
+    assert answer["input_ids"].shape == (2, LIMIT)
+    assert short["input_ids"].shape == (1, PAD_MULTIPLE)
 
 
 def test_the_role_chooses_the_prefix(model: pb_fake.Served) -> None:
@@ -45,7 +57,7 @@ def test_all_requests_of_a_batch_share_one_length_and_keep_their_order(
 
     answers = model.infer(*requests)
 
-    assert [answer["input_ids"].shape for answer in answers] == [(1, 16), (3, 16), (2, 16)]
+    assert [answer["input_ids"].shape for answer in answers] == [(1, 32), (3, 32), (2, 32)]
     assert answers[0]["input_ids"][0, 2] == HOW
     assert answers[1]["attention_mask"].sum(axis=1).tolist() == [11, 3, 3]
     assert answers[2]["input_ids"][:, 2].tolist() == [12, 13]
@@ -54,7 +66,7 @@ def test_all_requests_of_a_batch_share_one_length_and_keep_their_order(
 def test_a_long_text_is_truncated_to_the_embedder(model: pb_fake.Served) -> None:
     (answer,) = model.infer(model.request(text=["how " * 1000]))
 
-    assert answer["input_ids"].shape == (1, 32)
+    assert answer["input_ids"].shape == (1, LIMIT)
     assert answer["attention_mask"].all()
 
 
@@ -79,7 +91,7 @@ def test_a_bad_request_fails_alone(
 
     assert [answer.code for answer in answers] == ["", "INVALID_ARG", ""]
     assert answers[1].message.startswith(message)
-    assert answers[0]["input_ids"].shape == answers[2]["input_ids"].shape == (1, PAD_MULTIPLE)
+    assert answers[0]["input_ids"].shape == answers[2]["input_ids"].shape == (1, LIMIT)
 
 
 def test_the_longest_question_allowed_is_taken(model: pb_fake.Served) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from tritonrag import contract
 from tritonrag.backend.conversions import column, respond, response, strings, tensor
 from tritonrag.settings import ModelArgs
-from tritonrag.tokenizing import Ids, TextTokenizer, check_text
+from tritonrag.tokenizing import QUERY_PAD_MULTIPLE, Ids, TextTokenizer, check_text
 
 Rows = tuple[list[str], list[str]]
 
@@ -25,7 +25,8 @@ Rows = tuple[list[str], list[str]]
 class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         parsed = ModelArgs.parse(args)
-        self._tokenizer = TextTokenizer(parsed.repository, parsed.version)
+        multiple = parsed.integer("query_pad_multiple", QUERY_PAD_MULTIPLE, 1, 512)
+        self._tokenizer = TextTokenizer(parsed.repository, parsed.version, multiple)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         return respond(requests, self._read, self._encode, self._write)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
+from tritonrag import contract
 from tritonrag.backend.conversions import Array, respond, response
 from tritonrag.errors import SetupError
+from tritonrag.padding import run_by_length
 
 Run = Callable[[dict[str, Array]], Sequence[Array]]
 """Inputs by name, [batch, …], to the outputs in the order of the config, [batch, …] too."""
@@ -49,6 +52,18 @@ class GraphModel:
     def _write(self, outputs: list[Array]) -> Any:
         pairs = zip(self._outputs, outputs, strict=True)
         return response(*(pb_utils.Tensor(name, values) for name, values in pairs))
+
+
+def by_length(config: dict[str, Any], run: Run) -> Run:
+    """Return a run without the padding of an encoder that gives one vector for each text.
+
+    Any other graph is run as it is.
+    """
+    mask = contract.ATTENTION_MASK.name
+    ranks = {len(each["dims"]) for each in (*config["input"], *config["output"])}
+    if ranks != {1} or mask not in {each["name"] for each in config["input"]}:
+        return run
+    return partial(run_by_length, run, mask=mask)
 
 
 def graph_file(version_folder: Path) -> Path:

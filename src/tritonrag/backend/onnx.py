@@ -14,7 +14,15 @@ from typing import Any
 
 import onnxruntime as ort
 
-from tritonrag.backend.graphs import GraphModel, graph_file, integer, parameters, refusal
+from tritonrag.backend.graphs import (
+    GraphModel,
+    Run,
+    by_length,
+    graph_file,
+    integer,
+    parameters,
+    refusal,
+)
 from tritonrag.errors import SetupError
 
 _LEVELS = {
@@ -48,6 +56,11 @@ _PARAMETERS: Mapping[str, Callable[[ort.SessionOptions, int], None]] = {
 
 
 def onnx_model(config: dict[str, Any], version_folder: Path) -> GraphModel:
+    """Return the model of a parsed ``config.pbtxt``; raises as :func:`onnx_graph`."""
+    return GraphModel(config, onnx_graph(config, version_folder))
+
+
+def onnx_graph(config: dict[str, Any], version_folder: Path) -> Run:
     """Load ``model.onnx`` with the options of a parsed ``config.pbtxt``.
 
     Raises:
@@ -56,7 +69,8 @@ def onnx_model(config: dict[str, Any], version_folder: Path) -> GraphModel:
     session = ort.InferenceSession(
         graph_file(version_folder), session_options(config), providers=["CPUExecutionProvider"]
     )
-    return GraphModel(config, partial(session.run, [each["name"] for each in config["output"]]))
+    outputs = [each["name"] for each in config["output"]]
+    return by_length(config, partial(session.run, outputs))
 
 
 def session_options(config: dict[str, Any]) -> ort.SessionOptions:
@@ -66,6 +80,9 @@ def session_options(config: dict[str, Any]) -> ort.SessionOptions:
         SetupError: an option that this backend does not honour, or a bad value.
     """
     options = ort.SessionOptions()
+    # Threads that wait for the next run by spinning take the cores from the server's other
+    # processes; on two of them Triton's batchers then missed wake-ups and slept for 500 ms.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     for key, value in parameters(config).items():
         if key not in _PARAMETERS:
             raise _refusal(f"parameter {key}")

@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from tritonrag.backend.conversions import Array
-from tritonrag.backend.graphs import GraphModel, graph_file, integer, parameters, refusal
+from tritonrag.backend.graphs import (
+    GraphModel,
+    Run,
+    by_length,
+    graph_file,
+    integer,
+    parameters,
+    refusal,
+)
 from tritonrag.errors import SetupError
 
 try:
@@ -25,6 +33,11 @@ _HINTS = ("LATENCY", "THROUGHPUT")
 
 
 def openvino_model(config: dict[str, Any], version_folder: Path) -> GraphModel:
+    """Return the model of a parsed ``config.pbtxt``; raises as :func:`openvino_graph`."""
+    return GraphModel(config, openvino_graph(config, version_folder))
+
+
+def openvino_graph(config: dict[str, Any], version_folder: Path) -> Run:
     """Compile ``model.onnx`` for the CPU with the options of a parsed ``config.pbtxt``.
 
     Raises:
@@ -41,7 +54,7 @@ def openvino_model(config: dict[str, Any], version_folder: Path) -> GraphModel:
         found = request.infer(feed, share_inputs=True)
         return [found[output] for output in outputs]
 
-    return GraphModel(config, run)
+    return by_length(config, run)
 
 
 def properties(config: dict[str, Any], *, bf16: bool) -> dict[str, str | int]:

@@ -1,0 +1,78 @@
+"""A padded batch in runs of like length, so that little of a graph's work is padding.
+
+Triton joins requests of equal shape only, so that `tokenize` pads short and long texts to one
+length. A mask says what is padding, and an encoder's result does not depend on it: rows may
+be run in any company, cut to the longest of their own run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+Run = Callable[[dict[str, Array]], Sequence[Array]]
+"""Inputs by name, ``[batch, length]``, to outputs ``[batch, …]`` without an axis of the length."""
+
+LENGTH_STEP = 8
+"""Lengths of runs are rounded up to this: kernels and memory plans are kept for each shape."""
+
+RUN_COST = 8
+"""What a run costs by itself, in tokens: the weights are read and the threads woken once more."""
+
+
+def run_by_length(run: Run, inputs: Mapping[str, Array], mask: str) -> list[Array]:
+    """Return the outputs of ``run`` for a padded batch, rows in their order.
+
+    Args:
+        run: called once for each run of rows.
+        inputs: all ``[batch, length]``; padding comes last in each row.
+        mask: the name of the input that is 0 where there is padding.
+    """
+    runs = split(lengths(inputs[mask]), inputs[mask].shape[1])
+    if len(runs) == 1:
+        ((_, width),) = runs
+        return list(run({name: np.ascontiguousarray(each[:, :width])
+                         for name, each in inputs.items()}))  # fmt: skip
+    found = [
+        run({name: np.ascontiguousarray(each[rows, :width]) for name, each in inputs.items()})
+        for rows, width in runs
+    ]
+    back = np.argsort(np.concatenate([rows for rows, _ in runs]))
+    return [np.concatenate(parts)[back] for parts in zip(*found, strict=True)]
+
+
+def lengths(mask: Array) -> npt.NDArray[np.int64]:
+    """Return how long each row is up to its last token, at least 1; ``mask`` is [batch, length]."""
+    width = mask.shape[1]
+    last = np.argmax(mask[:, ::-1] != 0, axis=1)
+    return np.where(mask.any(axis=1), width - last, 1).astype(np.int64)
+
+
+def split(of: npt.NDArray[np.int64], width: int) -> list[tuple[npt.NDArray[np.int64], int]]:
+    """Split rows of these lengths into runs; return each run's rows and the length to cut it to.
+
+    The runs cost least in all, where one costs its rows times its length, and ``RUN_COST`` more.
+    """
+    rounded = np.minimum(-(-of // LENGTH_STEP) * LENGTH_STEP, width)
+    sizes, counts = np.unique(rounded, return_counts=True)
+    ends = np.concatenate([[0], np.cumsum(counts)])
+    # costs[n] is that of the rows of the n shortest lengths; the last run among them begins there.
+    costs, begins = [0], [0]
+    for last, size in enumerate(sizes.tolist(), start=1):
+        choices = [
+            costs[first] + int(ends[last] - ends[first]) * size + RUN_COST for first in range(last)
+        ]
+        best = min(range(last), key=choices.__getitem__)
+        costs.append(choices[best])
+        begins.append(best)
+    order = np.argsort(rounded, kind="stable")
+    runs, last = [], len(sizes)
+    while last:
+        first = begins[last]
+        runs.append((order[ends[first] : ends[last]], int(sizes[last - 1])))
+        last = first
+    return runs
