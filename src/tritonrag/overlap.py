@@ -38,10 +38,11 @@ def content_words(text: str) -> list[str]:
     return [word for word in words(text) if len(word) > 1 and word.lower() not in STOPWORDS]
 
 
-def stems(text: str) -> list[str]:
+@lru_cache(maxsize=1 << 14)
+def stems(text: str) -> tuple[str, ...]:
     """Return the stems of the words that are not stop words, lower-cased, in order."""
     lowered = (word.lower() for word in words(text))
-    return [_stem(word) for word in lowered if word not in STOPWORDS]
+    return tuple(_stem(word) for word in lowered if word not in STOPWORDS)
 
 
 @lru_cache(maxsize=1 << 16)

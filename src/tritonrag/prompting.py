@@ -187,6 +187,9 @@ class PromptBuilder:
         """
         if not passages:
             return Prompt("", [])
+        whole = self._render(question, passages, history)
+        if self._fits(whole):  # as nearly always
+            return Prompt(whole, _kept(passages))
         passages = [self._fitting(question, passages[0]), *passages[1:]]
         turns = self._recent(question, passages[:1], history)
         # Tokens grow with passages: find the most that fit without rendering every count.
@@ -196,9 +199,8 @@ class PromptBuilder:
             key=lambda kept: not self._fits(self._render(question, passages[:kept], turns)),
         )
         text = self._render(question, passages[:over], turns)
-        kept = [{"mark": number, **passage} for number, passage in enumerate(passages[:over], 1)]
         dropped = [{"mark": None, "dropped": "context", **passage} for passage in passages[over:]]
-        return Prompt(text, kept + dropped)
+        return Prompt(text, _kept(passages[:over]) + dropped)
 
     def _fitting(self, question: str, passage: dict[str, Any]) -> dict[str, Any]:
         """Return the best passage, cut after the last word that fits beside the question."""
@@ -241,6 +243,10 @@ class PromptBuilder:
 
     def _fits(self, text: str) -> bool:
         return self.count_tokens(text) <= self.context_tokens - self.answer_tokens
+
+
+def _kept(passages: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{"mark": number, **passage} for number, passage in enumerate(passages, 1)]
 
 
 def heading(passage: dict[str, Any]) -> str:

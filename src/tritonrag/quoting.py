@@ -18,6 +18,8 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import lru_cache
+from itertools import chain
 
 from sentencex import segment
 
@@ -30,6 +32,9 @@ MAX_QUOTES = 3
 MAX_SENTENCE_CHARS = 400
 """A longer sentence is cut at a clause or word boundary: text without sentence ends (tables, code,
 logs) must still give a quote of readable length."""
+
+KEPT_TEXTS = 2048
+"""Texts whose sentences are kept; with 2,000 characters each they take about 10 MB."""
 
 _CLAUSE_END = re.compile(r"[;:,\u3001\uff0c\uff1b\u060c\u061b](?!\d)\s*|\s+")
 """Where a long sentence may be cut; never inside a number or a time (``25,000``, ``10:30``)."""
@@ -53,13 +58,16 @@ def sentences(text: str) -> list[str]:
     """Split ``text`` into sentences, white space collapsed, without those of no letter or digit.
 
     Splitting is by Wikimedia's ``sentencex``; its English rules also end sentences at the full
-    stops of Chinese, Japanese and Arabic, so that no language needs to be detected.
+    stops of Chinese, Japanese and Arabic, so that no language needs to be detected. What was split
+    last is kept: the same passages come again and again.
     """
-    found: list[str] = []
-    for piece in segment("en", text):
-        sentence = readable(piece)
-        found.extend(_cut(sentence))
-    return [sentence for sentence in found if any(char.isalnum() for char in sentence)]
+    return list(_sentences(text))
+
+
+@lru_cache(maxsize=KEPT_TEXTS)
+def _sentences(text: str) -> tuple[str, ...]:
+    pieces = chain.from_iterable(_cut(readable(piece)) for piece in segment("en", text))
+    return tuple(sentence for sentence in pieces if any(char.isalnum() for char in sentence))
 
 
 def mark(number: int) -> str:

@@ -134,6 +134,19 @@ def test_all_fit() -> None:
     assert [each["mark"] for each in built.citations] == list(range(1, 101))
 
 
+def test_a_prompt_that_fits_is_rendered_once() -> None:
+    rendered: list[str] = []
+
+    def noted(turns: list[Message]) -> str:
+        rendered.append(render(turns))
+        return rendered[-1]
+
+    counting = PromptBuilder(noted, lambda text: len(text.split()), 10_000, 0)
+
+    assert counting.build("a", passages(5), exchange(4)).text == rendered[0]
+    assert len(rendered) == 1
+
+
 @pytest.mark.parametrize("text", ["word " * 2000, "字" * 10_000, "x = [1]\n" * 1500])
 def test_a_best_passage_that_is_too_long_is_read_as_far_as_it_fits(text: str) -> None:
     """Tokens are characters here."""
