@@ -32,6 +32,9 @@ DEFAULT_RETRIEVE_K = 20
 RERANK = "rerank"
 """The reranker's model, and the config variant (``configs/rerank.pbtxt``) that uses it."""
 
+PASSAGE_PRIORITY = 2
+"""Triton's priority of texts that are embedded for an index; questions have 1 and go first."""
+
 MAX_BATCH_SIZE = 64
 """Largest batch of the stateless models (``tokenize``, ``embed``, ``retrieve``, ``prompt``)."""
 
@@ -106,7 +109,7 @@ def _optional(spec: TensorSpec) -> TensorSpec:
 
 TEXT = TensorSpec("text", "STRING", (1,), f"text to embed, UTF-8, at most {MAX_TEXT_BYTES} bytes")
 ROLE = TensorSpec("role", "STRING", (1,), "`query` (default) or `passage`", optional=True)
-INPUT_IDS = TensorSpec("input_ids", "INT64", (-1,), "token ids, padded to a multiple of 16")
+INPUT_IDS = TensorSpec("input_ids", "INT64", (-1,), "token ids, padded to one length")
 ATTENTION_MASK = TensorSpec("attention_mask", "INT64", (-1,), "1 for a token, 0 for padding")
 SENTENCE_EMBEDDING = TensorSpec(
     "sentence_embedding", "FP32", (-1,), "pooled, L2-normalised embedding"

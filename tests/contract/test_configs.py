@@ -15,6 +15,7 @@ from tritonrag.artifacts import SERVED_MODEL
 from tritonrag.contract import (
     DEFAULT_RETRIEVE_K,
     MODELS,
+    PASSAGE_PRIORITY,
     RERANK,
     VARIANTS,
     ModelSpec,
@@ -126,6 +127,18 @@ def test_a_queue_has_a_bound(spec: ModelSpec) -> None:
         assert policy.max_queue_size > 0
         assert policy.default_timeout_microseconds > 0
         assert policy.timeout_action == model_config_pb2.ModelQueuePolicy.REJECT
+
+
+@pytest.mark.parametrize("variant", ["", *ACCELERATED])
+@pytest.mark.parametrize("model", ["tokenize", "embed"])
+def test_questions_go_before_passages(model: str, variant: str) -> None:
+    batching = config(model, variant if model == "embed" else "").dynamic_batching
+
+    assert batching.priority_levels == PASSAGE_PRIORITY
+    assert batching.default_priority_level == 1
+    waiting = batching.priority_queue_policy[PASSAGE_PRIORITY]
+    assert waiting.max_queue_size == batching.default_queue_policy.max_queue_size
+    assert waiting.timeout_action == model_config_pb2.ModelQueuePolicy.REJECT
 
 
 @pytest.mark.parametrize("spec", SINGLE, ids=lambda spec: spec.name)

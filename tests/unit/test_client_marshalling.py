@@ -6,9 +6,16 @@ import numpy as np
 import pytest
 
 from tritonrag.client import Answer, Citation, Health, Usage
-from tritonrag.client.marshalling import Progress, call, cancel_call, embed_calls, search_result
-from tritonrag.client.wire import to_fields, to_json, versions
-from tritonrag.contract import MODELS, RERANK
+from tritonrag.client.marshalling import (
+    Progress,
+    call,
+    cancel_call,
+    embed_calls,
+    encoder_call,
+    search_result,
+)
+from tritonrag.client.wire import to_fields, to_json, to_protobuf, versions
+from tritonrag.contract import MODELS, PASSAGE_PRIORITY, RERANK
 from tritonrag.errors import InternalError, InvalidRequest
 
 
@@ -76,6 +83,18 @@ def test_json_has_a_row_for_each_text() -> None:
         "shape": [2, 1],
         "data": ["a", "b"],
     }
+
+
+def test_passages_let_questions_go_first() -> None:
+    (passages,), (question,) = embed_calls(["a"], "passage"), embed_calls(["a"], "query")
+    (tokens,) = embed_calls(["a"], "passage", version=2)
+
+    assert to_protobuf(passages).parameters["priority"].uint64_param == PASSAGE_PRIORITY
+    assert to_json(passages)["parameters"] == {"priority": PASSAGE_PRIORITY}
+    assert not to_protobuf(question).parameters
+    assert "parameters" not in to_json(question)
+    ids = {"input_ids": np.array([[1]]), "attention_mask": np.array([[1]])}
+    assert encoder_call(ids, tokens).priority == PASSAGE_PRIORITY
 
 
 @pytest.mark.parametrize(

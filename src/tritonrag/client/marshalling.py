@@ -19,7 +19,15 @@ import numpy.typing as npt
 
 from tritonrag.client.faults import understood
 from tritonrag.client.results import Answer, Citation, Passage, SearchResult, Usage
-from tritonrag.contract import MAX_BATCH_SIZE, MODELS, RERANK, VARIANTS, ModelSpec, TensorSpec
+from tritonrag.contract import (
+    MAX_BATCH_SIZE,
+    MODELS,
+    PASSAGE_PRIORITY,
+    RERANK,
+    VARIANTS,
+    ModelSpec,
+    TensorSpec,
+)
 from tritonrag.errors import InternalError, InvalidRequest
 
 Tensors = Mapping[str, npt.NDArray[Any]]
@@ -64,7 +72,8 @@ class AskOptions(SearchOptions, SamplingOptions, total=False):
 class Call:
     """One request: a model, the tensors given by name (values row by row) and a request id.
 
-    ``version`` None is the highest that the server has loaded.
+    ``version`` None is the highest that the server has loaded. A higher ``priority`` waits longer,
+    0 is the model's default.
     """
 
     model: ModelSpec
@@ -72,6 +81,7 @@ class Call:
     id: str
     rows: int = 1
     version: int | None = None
+    priority: int = 0
 
     def inputs(self) -> Iterator[tuple[TensorSpec, Sequence[Any]]]:
         """Yield the spec and the values of every tensor given."""
@@ -110,6 +120,8 @@ def cancel_call(request_id: str, version: int) -> Call:
 def embed_calls(texts: Sequence[str], role: str, version: int | None = None) -> Iterator[Call]:
     """Yield the calls of ``embed_text`` for ``texts``, as many in each as a batch takes.
 
+    Those for passages let questions go before them.
+
     With a ``version`` they are calls of that version of ``tokenize``, whose answers go to
     :func:`encoder_call`: ``embed_text`` has the version that the graph uses.
 
@@ -120,17 +132,18 @@ def embed_calls(texts: Sequence[str], role: str, version: int | None = None) -> 
         raise InvalidRequest("texts: expected a sequence of strings, got one string")
     spec = MODELS["embed_text" if version is None else "tokenize"]
     text, as_role = spec.inputs
+    priority = PASSAGE_PRIORITY if role == "passage" else 0
     for start in range(0, len(texts), MAX_BATCH_SIZE):
         batch = [_scalar(text, value) for value in texts[start : start + MAX_BATCH_SIZE]]
         values = {text.name: batch, as_role.name: [_scalar(as_role, role)] * len(batch)}
-        yield Call(spec, values, uuid.uuid4().hex, rows=len(batch), version=version)
+        yield Call(spec, values, uuid.uuid4().hex, len(batch), version, priority)
 
 
 def encoder_call(tokens: Tensors, call: Call) -> Call:
     """Return the call of ``embed`` for what ``tokenize`` answered to ``call``."""
     spec = MODELS["embed"]
     values = {each.name: tokens[each.name].ravel().tolist() for each in spec.inputs}
-    return Call(spec, values, call.id, call.rows, call.version)
+    return Call(spec, values, call.id, call.rows, call.version, call.priority)
 
 
 @understood

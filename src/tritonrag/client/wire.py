@@ -44,6 +44,8 @@ def to_protobuf(call: Call) -> service_pb2.ModelInferRequest:
         request.raw_input_contents.append(_pack(_datatype(spec.dtype), values))
     for output in call.model.outputs:
         request.outputs.add(name=output.name)
+    if call.priority:
+        request.parameters["priority"].uint64_param = call.priority
     return request
 
 
@@ -58,8 +60,10 @@ def from_protobuf(response: service_pb2.ModelInferResponse) -> Tensors:
 
 def to_json(call: Call) -> dict[str, Any]:
     """Return the KServe v2 HTTP request of a call."""
+    parameters = {"parameters": {"priority": call.priority}} if call.priority else {}
     return {
         "id": call.id,
+        **parameters,
         "inputs": [
             {
                 "name": spec.name,
