@@ -197,7 +197,7 @@ def main() -> int:
 
 def _measure(options: argparse.Namespace, plan: Plan) -> int:
     began = time.monotonic()
-    with served(options.repository, index_dir=options.index_dir) as each:
+    with served(options.repository, index_dir=options.index_dir, config=options.config) as each:
         bench = Bench(each, plan, options.questions)
         try:
             bench.warm_up()
@@ -373,6 +373,7 @@ def _record(
         found
         | measuring.installed_models(options.repository)
         | {
+            "config": options.config,
             "plan": dataclasses.asdict(plan),
             "summary": summary,
             "rounds": [dataclasses.asdict(each) for each in rounds],
@@ -392,6 +393,7 @@ def _options() -> argparse.Namespace:
     add("--budget", type=float, default=130, help="seconds after which no round begins that "
         "would end later (default: 130)")  # fmt: skip
     add("--repository", type=Path, default=REPOSITORY, help="model repository to serve")
+    add("--config", default="", help="config variant to serve, such as openvino")
     add("--index-dir", type=Path, help="index to serve (default: a new one of samples/handbook)")
     add("--questions", type=Path, default=QUESTIONS, help="perf_analyzer's input data")
     add("--output", type=Path, default=RESULTS, help="folder of the results")

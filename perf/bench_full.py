@@ -104,19 +104,25 @@ class Servers:
     """Everything that is measured, started when it is first needed and ended together."""
 
     def __init__(
-        self, repository: Path, folder: Path, plan: Plan, stack: ExitStack, peers: Sequence[Peer]
+        self,
+        options: argparse.Namespace,
+        folder: Path,
+        plan: Plan,
+        stack: ExitStack,
+        peers: Sequence[Peer],
     ) -> None:
         """Keep indexes below ``folder``; ``stack`` ends what was started."""
         self.peers = peers
         self.questions = measuring.question_texts(QUESTIONS)
-        self._repository, self._folder, self._plan, self._stack = repository, folder, plan, stack
+        self._options, self._folder, self._plan, self._stack = options, folder, plan, stack
         self._running: dict[str, RunningPeer] = {}
 
     @cached_property
     def ours(self) -> Served:
         """Our server, over its index of the passages."""
         home = self._folder / "index"
-        each = self._stack.enter_context(served(self._repository, index_dir=home))
+        running = served(self._options.repository, index_dir=home, config=self._options.config)
+        each = self._stack.enter_context(running)
         if not (home / DEFAULT_COLLECTION / "CURRENT").is_file():
             documents = self._folder / "documents"
             shutil.rmtree(documents, ignore_errors=True)
@@ -236,7 +242,7 @@ class Bench:
         return dataclasses.asdict(run) | {"errors": run.errors}
 
     def _http(self, model: str, clients: int, longer: float = 1) -> dict[str, Any]:
-        form = _search_request if model == "search" else _rag_request
+        form = search_request if model == "search" else _rag_request
         requests = [form(question) for question in self._servers.questions]
         seconds = longer * self._plan.load_s
         ours = self._servers.ours
@@ -288,7 +294,8 @@ class Bench:
         return list(itertools.islice(texts, self._plan.bulk_passages))
 
 
-def _search_request(question: str) -> Request:
+def search_request(question: str) -> Request:
+    """Return a request to `search` over HTTP."""
     tensor = {"name": "question", "shape": [1, 1], "datatype": "BYTES", "data": [question]}
     return Request("POST", "/v2/models/search/infer", {"inputs": [tensor]})
 
@@ -337,7 +344,7 @@ def _measure(options: argparse.Namespace, plan: Plan) -> int:
     http_load.ensure()
     found = provenance("perf/bench_full.py", PACKAGES)
     found["versions"]["perf_analyzer"] = perf_analyzer.VERSION
-    found |= measuring.installed_models(options.repository)
+    found |= measuring.installed_models(options.repository) | {"config": options.config}
     belongs_to = _belongs_to(found, plan, options.peers)
     cells = Cells(options.partial / "cells.jsonl", belongs_to)
     index_of = {"passages": plan.passages, "embedder": found["embedder"]["sha256"],
@@ -345,7 +352,7 @@ def _measure(options: argparse.Namespace, plan: Plan) -> int:
     with ExitStack() as stack:
         peers = [peer for peer in SEARCHERS if KEYS[peer.name] in options.peers]
         folder = options.partial / fingerprint(index_of)
-        servers = Servers(options.repository, folder, plan, stack, peers)
+        servers = Servers(options, folder, plan, stack, peers)
         _run(Bench(servers, plan), plan, cells)
     result = report.Result(cells.values)
     summary = report.summary(result) | {"seconds": round(time.monotonic() - began, 1)}
@@ -382,7 +389,7 @@ def _belongs_to(found: dict[str, Any], plan: Plan, peers: Sequence[str]) -> dict
         ["git", "-C", str(ROOT), "diff", "HEAD"], capture_output=True, text=True, check=False
     )
     machine = {key: value for key, value in found["machine"].items() if key != "load_average"}
-    kept = {key: found[key] for key in ("commit", "versions", "embedder", "llm")}
+    kept = {key: found[key] for key in ("commit", "versions", "embedder", "llm", "config")}
     plain = json.loads(json.dumps(kept | {"machine": machine, "plan": dataclasses.asdict(plan)}))
     return plain | {"changes": changes.stdout, "peers": sorted(peers)}
 
@@ -397,6 +404,7 @@ def _options() -> argparse.Namespace:
     add("--peers", type=_names, default=sorted(KEYS.values()), metavar="A,B",
         help=f"peers to compare with (default: {','.join(sorted(KEYS.values()))})")  # fmt: skip
     add("--repository", type=Path, default=REPOSITORY, help="model repository to serve")
+    add("--config", default="", help="config variant to serve, such as openvino")
     add("--partial", type=Path, default=PARTIAL, help="folder of what an unfinished run has done")
     add("--output", type=Path, default=RESULTS, help="folder of the results")
     return parser.parse_args()

@@ -116,9 +116,14 @@ class Served:
 
 @contextmanager
 def served(
-    repository: Path = REPOSITORY, documents: Path = HANDBOOK, index_dir: Path | None = None
+    repository: Path = REPOSITORY,
+    documents: Path = HANDBOOK,
+    index_dir: Path | None = None,
+    config: str = "",
 ) -> Iterator[Served]:
     """Serve ``index_dir``, or else an index made of ``documents``; stop the server at the end.
+
+    ``config`` names the config variant to serve, "" for none.
 
     Raises:
         SetupError: the server does not start, or the documents cannot be indexed.
@@ -129,7 +134,9 @@ def served(
         target = index_dir or folder / "index"
         say("starting the server …")
         try:
-            running = server.start(repository, target, free_ports(), bound_to_parent=True)
+            running = server.start(
+                repository, target, free_ports(), config=config, bound_to_parent=True
+            )
             each = Served(running, repository, target, folder / "state" / "backends")
             if index_dir is None:
                 index(each, documents)

@@ -21,7 +21,8 @@ from perf_analyzer import Latency, RunFailed
 
 from tritonrag.errors import SetupError
 
-SCRIPT = Path(__file__).parent / "workloads" / "requests.lua"
+WORKLOADS = Path(__file__).parent / "workloads"
+SCRIPT, PACED = WORKLOADS / "requests.lua", WORKLOADS / "paced.lua"
 TIMEOUT_S = 120
 """After which wrk counts a request as failed; a slow server at many clients takes long."""
 
@@ -42,7 +43,10 @@ class Request:
 
 @dataclass(frozen=True)
 class HttpMeasured:
-    """What a run measured; tokens are those that the answers state, None if nobody counted."""
+    """What a run measured; tokens are those that the answers state, None if nobody counted.
+
+    ``refused`` were turned away with status 503; then ``latency`` is of the others alone.
+    """
 
     clients: int
     seconds: float
@@ -51,6 +55,8 @@ class HttpMeasured:
     latency: Latency
     errors: int
     tokens_per_s: float | None = None
+    refused: int = 0
+    refused_p50_ms: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return it for a result's file."""
@@ -70,11 +76,18 @@ def ensure() -> str:
 
 
 def run(
-    url: str, requests: Sequence[Request], clients: int, seconds: float, *, tokens: bool = False
+    url: str,
+    requests: Sequence[Request],
+    clients: int,
+    seconds: float,
+    *,
+    tokens: bool = False,
+    pause_s: float = 0,
 ) -> HttpMeasured:
     """Keep ``clients`` connections to ``url`` busy and return what was measured.
 
-    ``tokens``: sum what the answers say of tokens.
+    ``tokens``: sum what the answers say of tokens. ``pause_s``: the mean pause of a connection
+    before each request, 0 for none.
 
     Raises:
         SetupError: wrk is not installed.
@@ -85,8 +98,8 @@ def run(
         lines.write_text("".join(each.line() for each in requests), encoding="utf-8")
         command = [
             ensure(), "-t1", f"-c{clients}", f"-d{max(1, round(seconds))}s",
-            "--timeout", f"{TIMEOUT_S}s", "-s", str(SCRIPT), url,
-            "--", str(lines), "0", *(["tokens"] if tokens else []),
+            "--timeout", f"{TIMEOUT_S}s", "-s", str(PACED if pause_s else SCRIPT), url, "--",
+            str(lines), "0", *([str(1e3 * pause_s)] if pause_s else ["tokens"] if tokens else []),
         ]  # fmt: skip
         ended = subprocess.run(
             command, capture_output=True, text=True, timeout=seconds + TIMEOUT_S, check=False
@@ -110,4 +123,6 @@ def _measured(ended: subprocess.CompletedProcess[str], clients: int, tokens: boo
         latency=Latency(found["p50_ms"], found["p95_ms"], found["p99_ms"]),
         errors=found["errors"],
         tokens_per_s=round(found["tokens"] / seconds, 2) if tokens else None,
+        refused=found.get("refused", 0),
+        refused_p50_ms=found.get("refused_p50_ms") or None,
     )

@@ -4,9 +4,9 @@ A server adds to the work itself: the network, the scheduler, copies between pro
 are smaller than the largest, and the client's own cycles. What share of the machine is left for the
 work is its throughput over that of one process which has all questions at hand and answers 64 at a
 time. That process uses the very classes, files and settings of the served models: ``TextTokenizer``
-(64 texts encoded together, padded to one length), an ONNX Runtime session with the options that
-the ``onnxruntime`` backend reads out of the model's configuration, one FAISS search for the batch
-and the passages read as JSON from the snapshot, all by ``Retriever``. The latency of a batch of one
+(64 texts encoded together), the graph as the model's own backend loads it (``onnxruntime`` or
+``openvino``, run by length), one FAISS search for the batch and the passages read as JSON from the
+snapshot, all by ``Retriever``. The latency of a batch of one
 is the floor for that of one client.
 
 For tokens the limit is the bare engine: prompts that are already built, as many at a time as the
@@ -25,9 +25,9 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import onnxruntime as ort
 import onnxruntime_genai as og
 from handbook_server import Served
 
@@ -37,6 +37,7 @@ from tritonrag.errors import TritonragError
 from tritonrag.generation import Generation, Usage
 from tritonrag.index import Query, Result, Retriever
 from tritonrag.index.embedding import BATCH_TEXTS
+from tritonrag.padding import Run
 from tritonrag.prompting import parse_passages
 from tritonrag.settings import ModelArgs
 from tritonrag.tokenizing import TextTokenizer
@@ -53,12 +54,7 @@ class Search:
         config = served.config("embed")
         version = live_version(served.repository, EMBED)
         self._tokenizer = TextTokenizer(served.repository, version)
-        self._session = ort.InferenceSession(
-            served.repository / embedder_dir(version) / "model.onnx",
-            _session_options(served, config),
-            providers=["CPUExecutionProvider"],
-        )
-        self._output = [config["output"][0]["name"]]
+        self._graph = _graph(served, config, served.repository / embedder_dir(version))
         self._retriever = Retriever(served.index_dir, EmbedderManifest.load(served.repository))
         self._questions = questions
 
@@ -94,8 +90,7 @@ class Search:
 
     def _embed(self, texts: Sequence[str], role: str) -> Any:
         ids, mask = self._tokenizer.encode(texts, [role] * len(texts))
-        feed = {"input_ids": ids, "attention_mask": mask}
-        (embeddings,) = self._session.run(self._output, feed)
+        (embeddings,) = self._graph({"input_ids": ids, "attention_mask": mask})
         return embeddings
 
     def close(self) -> None:
@@ -239,9 +234,12 @@ def _timed(search: Search, batches: Iterator[list[str]], seconds: float) -> list
     return took
 
 
-def _session_options(served: Served, config: dict[str, Any]) -> ort.SessionOptions:
+def _graph(served: Served, config: dict[str, Any], folder: Path) -> Run:
     # The backend's modules import Triton's Python module, which lies in the backend directory.
     sys.path.append(str(served.backends / "python"))
-    from tritonrag.backend.onnx import session_options
+    if config["backend"] == "openvino":
+        from tritonrag.backend.openvino import openvino_graph as graph
+    else:
+        from tritonrag.backend.onnx import onnx_graph as graph
 
-    return session_options(config)
+    return graph(config, folder)

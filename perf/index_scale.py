@@ -38,6 +38,7 @@ from typing import Any
 import faiss
 import numpy as np
 import numpy.typing as npt
+import pictures
 import tritonclient.grpc as triton
 from handbook_server import REPOSITORY, end_on_sigterm, say
 from provenance import provenance, stem
@@ -351,6 +352,7 @@ def main() -> int:
     path.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     text = table(record["sizes"])
     path.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
+    pictures.draw_sizes(record["sizes"], path)
     print(text)
     print(json.dumps(_summary(record["sizes"]) | {"result": str(path.with_suffix(".json"))}))
     return 0

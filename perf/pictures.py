@@ -1,8 +1,14 @@
-"""Pictures of a result of ``bench_full.py``, as SVG beside its JSON."""
+"""Pictures of a result of ``bench_full.py`` or ``index_scale.py``, as SVG beside its JSON.
+
+Both draw them themselves; ``python perf/pictures.py RESULT.json`` draws those of an older result.
+"""
 
 from __future__ import annotations
 
+import json
 import statistics
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +31,15 @@ def draw(result: Result, path: Path) -> list[Path]:
         "batches": _batches(result, 64),
         "stages": _stages(result),
     }
+    return _save(drawn, path)
+
+
+def draw_sizes(sizes: Sequence[dict[str, Any]], path: Path) -> list[Path]:
+    """Write the picture of what searching costs, by passages, next to ``path``."""
+    return _save({"cost": _cost(sizes)}, path)
+
+
+def _save(drawn: Mapping[str, Figure], path: Path) -> list[Path]:
     paths = []
     for name, figure in drawn.items():
         paths.append(path.with_name(f"{path.name}-{name}.svg"))
@@ -67,6 +82,29 @@ def _batches(result: Result, clients: int) -> Figure:
             counts[int(size)] = counts.get(int(size), 0) + int(size) * executions
     total = sum(counts.values()) or 1
     axes.bar(list(counts), [count / total for count in counts.values()])
+    return figure
+
+
+def _cost(sizes: Sequence[dict[str, Any]]) -> Figure:
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    time, disk = figure.subplots(1, 2)
+    for axes, title, y in ((time, "one client, p50", "ms"), (disk, "index on disk", "MB")):
+        axes.set(title=title, xlabel="passages", ylabel=y, xscale="log", yscale="log")
+        axes.spines[["top", "right"]].set_visible(False)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter("{x:,g}")
+            axis.set_minor_formatter("")
+    passages = [each["passages"] for each in sizes]
+    found: dict[str, list[tuple[int, float]]] = {}
+    for count, each in zip(passages, sizes, strict=True):
+        for row in each["searches"]:
+            if row["share"] == 1:
+                name = f"{row['mode']}{', exact' * (row['index'] == 'exact')}"
+                found.setdefault(name, []).append((count, row["clients_1"]["p50_ms"]))
+    for name, points in found.items():
+        time.plot(*zip(*points, strict=True), "o-", label=name)
+    disk.plot(passages, [sum(each["megabytes"].values()) for each in sizes], "o-", color="C7")
+    time.legend(frameon=False)
     return figure
 
 
@@ -114,3 +152,17 @@ def _models(result: Result, name: str) -> list[dict[str, Any]]:
 
 def _plain(title: str) -> str:
     return title.format(model="search").replace("`", "")
+
+
+def main() -> None:
+    """Draw the pictures of the result that is named."""
+    path = Path(sys.argv[1])
+    record = json.loads(path.read_text(encoding="utf-8"))
+    target = path.with_suffix("")
+    sizes = record.get("sizes")
+    drawn = draw_sizes(sizes, target) if sizes else draw(Result(record["cells"]), target)
+    print(*drawn, sep="\n")
+
+
+if __name__ == "__main__":
+    main()
