@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pb_fake
@@ -66,24 +64,12 @@ def model(engine: ScriptedEngine, tmp_path: Path) -> Iterator[pb_fake.Served]:
         yield served
 
 
-def settle(model: pb_fake.Served) -> None:
-    """Wait until everything that is ready has been sent."""
-    sent = threading.Event()
-    model.model._streams._outbox.post(SimpleNamespace(send_ready=sent.set))
-    assert sent.wait(5)
-
-
-def answers(model: pb_fake.Served, request: pb_fake.InferenceRequest) -> list[pb_fake.Answer]:
-    settle(model)
-    return model.answers(request)
-
-
 def rows(model: pb_fake.Served, request: pb_fake.InferenceRequest) -> list[tuple[str, ...]]:
     """Return text, citations, finish_reason and usage of every response."""
     outputs = [each.name for each in model.spec.outputs]
     return [
         tuple(pb_fake.texts(answer[name])[0] for name in outputs)
-        for answer in answers(model, request)
+        for answer in model.answers(request)
     ]
 
 
@@ -93,7 +79,6 @@ def test_every_response_fills_every_output(model: pb_fake.Served, engine: Script
     model.stream(request)
     for text in ("25", " days.", " [1] é"):
         engine.streams["r"].push(text)
-        settle(model)
     engine.streams["r"].finish("stop")
 
     *text, last = rows(model, request)
@@ -106,24 +91,6 @@ def test_every_response_fills_every_output(model: pb_fake.Served, engine: Script
         "prompt_tokens", "cached_tokens", "generated_tokens", "time_to_first_token_ms", "total_ms",
     }  # fmt: skip
     assert request.get_response_sender().closed
-
-
-def test_what_is_ready_together_goes_out_together(
-    model: pb_fake.Served, engine: ScriptedEngine
-) -> None:
-    request = model.request("r", prompt=["p"], citations=[CITATIONS])
-    model.stream(request)
-    busy = threading.Event()
-    model.model._streams._outbox.post(SimpleNamespace(send_ready=busy.wait))
-    for text in ("25", " days.", " [1] é"):
-        engine.streams["r"].push(text)
-    engine.streams["r"].finish("stop")
-    busy.set()
-
-    text, last = rows(model, request)
-
-    assert text == ("25 days. [1] é", CITATIONS, "", "")
-    assert last[:3] == ("", "", "stop")
 
 
 def test_an_answer_without_text_still_has_its_citations(
@@ -215,7 +182,7 @@ def test_a_bad_request_fails_alone(
     model.stream(bad, good)
     engine.streams["good"].finish("stop")
 
-    (error,) = answers(model, bad)
+    (error,) = model.answers(bad)
     assert error.code == "INVALID_ARG"
     assert error.message.startswith(message)
     assert bad.get_response_sender().closed
@@ -227,7 +194,7 @@ def test_a_full_queue_is_unavailable_at_once(model: pb_fake.Served, engine: Scri
     request = model.request("r", prompt=["p"])
     model.stream(request)
 
-    (error,) = answers(model, request)
+    (error,) = model.answers(request)
     assert error.code == "UNAVAILABLE"
 
 
@@ -241,7 +208,7 @@ def test_an_unexpected_failure_tells_the_client_a_log_id_only(
     request = model.request("r", prompt=["p"])
     model.stream(request)
 
-    (error,) = answers(model, request)
+    (error,) = model.answers(request)
     assert error.code == "INTERNAL"
     assert "secret" not in error.message
     assert error.message.rsplit(" ", 1)[1] in pb_fake.errors_logged()[0]
@@ -259,7 +226,7 @@ def test_cancel_stops_the_generation_of_that_id(
     assert engine.cancelled == ["a"]
     assert [row[2] for row in rows(model, running)] == ["", "cancelled"]
     assert [row[2] for row in rows(model, cancel)] == ["cancelled"]
-    assert not answers(model, other)
+    assert not model.answers(other)
 
 
 def test_cancel_false_is_an_ordinary_request(model: pb_fake.Served, engine: ScriptedEngine) -> None:
@@ -275,7 +242,7 @@ def test_an_engine_error_before_any_text_is_an_error(
     model.stream(request)
     engine.streams["a"].fail(InternalError("generate: the engine failed"))
 
-    (error,) = answers(model, request)
+    (error,) = model.answers(request)
     assert (error.code, error.message) == ("INTERNAL", "generate: the engine failed")
 
 
@@ -316,10 +283,9 @@ def test_after_the_end_the_sender_is_left_alone(
         else:
             stream.fail(end)
         stream.sink.delta("late")
-        settle(model)
 
         assert stream.sink.cancelled()
-        assert len(answers(model, request)) == 1
+        assert len(model.answers(request)) == 1
 
 
 def test_text_that_cannot_be_sent_ends_that_stream_and_stops_the_engine(
@@ -328,9 +294,8 @@ def test_text_that_cannot_be_sent_ends_that_stream_and_stops_the_engine(
     request = model.request("a", prompt=["p"])
     model.stream(request)
     engine.streams["a"].push("half a pair \ud83d")
-    settle(model)
 
-    (error,) = answers(model, request)
+    (error,) = model.answers(request)
     assert error.code == "INTERNAL"
     assert "log id" in error.message
     assert engine.streams["a"].sink.cancelled()

@@ -19,17 +19,20 @@ from __future__ import annotations
 from typing import Any
 
 from tritonrag.backend.calling import TritonModels
-from tritonrag.backend.streaming import Streams
+from tritonrag.backend.streaming import generate, stream
 from tritonrag.engines import load_engine
 from tritonrag.settings import ModelArgs
 
 
 class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
-        self._streams = Streams(load_engine(ModelArgs.parse(args), TritonModels()))
+        self._engine = load_engine(ModelArgs.parse(args), TritonModels())
 
     def execute(self, requests: list[Any]) -> None:
-        self._streams.begin(requests)
+        stream(requests, self._handle)
+
+    def _handle(self, request: Any, sender: Any) -> None:
+        generate(self._engine, request, sender)
 
     def finalize(self) -> None:
-        self._streams.close()
+        self._engine.close()

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import queue
-import threading
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import triton_python_backend_utils as pb_utils
@@ -19,34 +16,6 @@ from tritonrag.errors import InvalidRequest
 from tritonrag.generation import Engine, Generation, Usage
 from tritonrag.prompting import NOTHING_FOUND
 
-CLOSE_S = 5
-
-
-class Outbox:
-    """Sends what sinks have ready, from a thread of its own: an engine does not wait for Triton.
-
-    What a stream has ready when its turn comes goes out as one response.
-    """
-
-    def __init__(self) -> None:
-        """Start the thread."""
-        self._waiting: queue.SimpleQueue[ResponseSink | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="outbox", daemon=True)
-        self._thread.start()
-
-    def post(self, sink: ResponseSink) -> None:
-        """Let a sink send when its turn comes."""
-        self._waiting.put(sink)
-
-    def close(self) -> None:
-        """Send what is ready, then end."""
-        self._waiting.put(None)
-        self._thread.join(timeout=CLOSE_S)
-
-    def _run(self) -> None:
-        while (sink := self._waiting.get()) is not None:
-            sink.send_ready()
-
 
 class ResponseSink:
     """Sends one generation to its client. Each response fills every output, as an ensemble needs.
@@ -56,69 +25,22 @@ class ResponseSink:
     cancelled, so that the engine stops.
     """
 
-    def __init__(self, sender: Any, outbox: Outbox) -> None:
-        """Take the request's ``InferenceResponseSender``."""
+    def __init__(self, sender: Any, citations: str) -> None:
+        """Take the request's ``InferenceResponseSender`` and its citations as JSON."""
         self._sender = sender
-        self.citations = ""
-        """Of the prompt, as JSON; to be set before anything is sent."""
-        self._outbox = outbox
-        self._ready: deque[str | tuple[str, str]] = deque()
-        self._lock = threading.Lock()
-        """Of the sender."""
+        self._citations = citations
         self._ended = False
 
     def delta(self, text: str) -> None:
         """Send text."""
-        self._ready.append(text)
-        self._outbox.post(self)
+        self._send(text, "", "")
 
     def finish(self, reason: str, usage: Usage) -> None:
         """Send the last response."""
-        self._ready.append((reason, json.dumps(usage.as_dict())))
-        self._outbox.post(self)
+        self._send("", reason, json.dumps(usage.as_dict()), final=True)
 
     def fail(self, error: Exception) -> None:
         """Send an error as the last response."""
-        with self._lock:
-            self._fail(error)
-
-    def cancelled(self) -> bool:
-        """Return whether the stream has ended, or was cancelled (not seen behind an ensemble).
-
-        The sender is not asked after the last response: Triton 2.51 ends with a segmentation fault.
-        """
-        with self._lock:
-            return self._ended or bool(self._sender.is_cancelled())
-
-    def send_ready(self) -> None:
-        """Send what has come since the last time, text as one response."""
-        with self._lock:
-            text = ""
-            while self._ready:
-                each = self._ready.popleft()
-                if isinstance(each, str):
-                    text += each
-                    continue
-                self._send(text)
-                self._send("", *each)
-                text = ""
-            self._send(text)
-
-    def _send(self, text: str, reason: str = "", usage: str = "") -> None:
-        if self._ended or not (text or reason):
-            return
-        outputs = MODELS["generate"].outputs
-        values = (text, self.citations, reason, usage)
-        self.citations = ""
-        flags = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if reason else 0
-        try:
-            tensors = [tensor(spec, [[value]]) for spec, value in zip(outputs, values, strict=True)]
-            self._sender.send(response(*tensors), flags=flags)
-        except Exception as error:
-            self._fail(error)
-        self._ended = self._ended or bool(reason)
-
-    def _fail(self, error: Exception) -> None:
         self._ended = True
         # A closed sender refuses it too; then the client is gone and nobody is left to tell.
         with contextlib.suppress(Exception):
@@ -126,35 +48,43 @@ class ResponseSink:
                 error_response(error), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
             )
 
+    def cancelled(self) -> bool:
+        """Return whether the stream has ended, or was cancelled (not seen behind an ensemble).
 
-class Streams:
-    """Hands requests to an engine; its answers go out by an outbox."""
+        The sender is not asked after the last response: Triton 2.51 ends with a segmentation fault.
+        """
+        return self._ended or bool(self._sender.is_cancelled())
 
-    def __init__(self, engine: Engine) -> None:
-        """Take the engine, which is closed with this."""
-        self._engine = engine
-        self._outbox = Outbox()
-
-    def begin(self, requests: Sequence[Any]) -> None:
-        """Begin to answer each request; an error answers that request."""
-        for request in requests:
-            sink = ResponseSink(request.get_response_sender(), self._outbox)
-            try:
-                generate(self._engine, request, sink)
-            except Exception as error:
-                sink.fail(error)
-
-    def close(self) -> None:
-        """End everything that runs; what is ready is sent."""
-        self._engine.close()
-        self._outbox.close()
+    def _send(self, text: str, reason: str, usage: str, final: bool = False) -> None:
+        if self._ended:
+            return
+        outputs = MODELS["generate"].outputs
+        values = (text, self._citations, reason, usage)
+        self._citations = ""
+        flags = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if final else 0
+        try:
+            tensors = [tensor(spec, [[value]]) for spec, value in zip(outputs, values, strict=True)]
+            self._sender.send(response(*tensors), flags=flags)
+        except Exception as error:
+            self.fail(error)
+        self._ended = self._ended or final
 
 
-def generate(engine: Engine, request: Any, sink: ResponseSink) -> None:
+def stream(requests: Sequence[Any], handle: Callable[[Any, Any], None]) -> None:
+    """Hand each request and its response sender to ``handle``; an error answers that request."""
+    for request in requests:
+        sender = request.get_response_sender()
+        try:
+            handle(request, sender)
+        except Exception as error:
+            ResponseSink(sender, "").fail(error)
+
+
+def generate(engine: Engine, request: Any, sender: Any) -> None:
     """Start the generation that a request asks for, or cancel the one that it names."""
     prompt = single(request, contract.PROMPT, "")
     citations = single(request, MODELS["generate"].inputs[1], "")
-    sink.citations = citations
+    sink = ResponseSink(sender, citations)
     if single(request, contract.CANCEL, False):
         _cancel(engine, request.request_id(), sink)
     elif not prompt and citations == "[]":
