@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 Run = Callable[[dict[str, Array]], Sequence[Array]]
-"""Inputs by name, ``[batch, length]``, to outputs ``[batch, …]`` without an axis of the length."""
+"""Inputs by name, ``[batch, …]``, to outputs, ``[batch, …]`` too."""
 
 LENGTH_STEP = 8
 """Lengths of runs are rounded up to this: kernels and memory plans are kept for each shape."""
@@ -28,15 +28,11 @@ def run_by_length(run: Run, inputs: Mapping[str, Array], mask: str) -> list[Arra
     """Return the outputs of ``run`` for a padded batch, rows in their order.
 
     Args:
-        run: called once for each run of rows.
+        run: called once for each run of rows; no output has an axis of the length.
         inputs: all ``[batch, length]``; padding comes last in each row.
         mask: the name of the input that is 0 where there is padding.
     """
     runs = split(lengths(inputs[mask]), inputs[mask].shape[1])
-    if len(runs) == 1:
-        ((_, width),) = runs
-        return list(run({name: np.ascontiguousarray(each[:, :width])
-                         for name, each in inputs.items()}))  # fmt: skip
     found = [
         run({name: np.ascontiguousarray(each[rows, :width]) for name, each in inputs.items()})
         for rows, width in runs

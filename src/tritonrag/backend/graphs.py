@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,17 +13,14 @@ import triton_python_backend_utils as pb_utils
 from tritonrag import contract
 from tritonrag.backend.conversions import Array, respond, response
 from tritonrag.errors import SetupError
-from tritonrag.padding import run_by_length
-
-Run = Callable[[dict[str, Array]], Sequence[Array]]
-"""Inputs by name, [batch, …], to the outputs in the order of the config, [batch, …] too."""
+from tritonrag.padding import Run, run_by_length
 
 
 class GraphModel:
     """A model of a parsed ``config.pbtxt``. Inputs and outputs are [batch, …]."""
 
     def __init__(self, config: dict[str, Any], run: Run) -> None:
-        """``run`` is called from one thread at a time."""
+        """``run`` gives the outputs in their order here; it is called from one thread at a time."""
         self._graph = run
         self._inputs = [each["name"] for each in config["input"]]
         self._outputs = [each["name"] for each in config["output"]]

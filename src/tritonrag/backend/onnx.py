@@ -16,7 +16,6 @@ import onnxruntime as ort
 
 from tritonrag.backend.graphs import (
     GraphModel,
-    Run,
     by_length,
     graph_file,
     integer,
@@ -24,6 +23,7 @@ from tritonrag.backend.graphs import (
     refusal,
 )
 from tritonrag.errors import SetupError
+from tritonrag.padding import Run
 
 _LEVELS = {
     -1: ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,

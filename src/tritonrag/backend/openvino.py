@@ -12,7 +12,6 @@ from typing import Any
 from tritonrag.backend.conversions import Array
 from tritonrag.backend.graphs import (
     GraphModel,
-    Run,
     by_length,
     graph_file,
     integer,
@@ -20,6 +19,7 @@ from tritonrag.backend.graphs import (
     refusal,
 )
 from tritonrag.errors import SetupError
+from tritonrag.padding import Run
 
 try:
     import openvino
