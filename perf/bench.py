@@ -36,7 +36,7 @@ from typing import Any
 
 import measuring
 import perf_analyzer
-from handbook_server import REPOSITORY, Served, end_on_sigterm, say, served
+from handbook_server import HANDBOOK, REPOSITORY, Served, end_on_sigterm, say, served
 from in_process import BareEngine, Search
 from measuring import PACKAGES, QUESTIONS, RESULTS, Run
 from perf_analyzer import Load, Measured
@@ -45,7 +45,7 @@ from report import median, spread
 
 from tritonrag.errors import TritonragError
 
-LIMIT_BATCH, ENGINE_BATCH = 64, 8
+LIMIT_BATCH = 64
 ENGINE_PROMPTS = 64
 BULK_PASSAGES = 192
 """Passages that are embedded once by the server and once in this process."""
@@ -62,24 +62,29 @@ class Plan:
     """Clients of one more load of `rag`, measured once after the rounds; 0 is none."""
     search_crowd: int
     """The same of `search`."""
+    rate: int
+    """Requests/s of one more load of each, in an open loop; 0 is none."""
     rounds: int
     window_s: float
     piece_s: float
 
     @property
-    def search_loads(self) -> tuple[int, ...]:
-        """The clients of all loads of `search`, in order."""
-        crowd = (self.search_crowd,) if self.search_crowd else ()
-        return (*sorted(self.search_clients), *crowd)
+    def loads(self) -> tuple[Load, ...]:
+        """All loads, in the order of the table."""
+        searches = [*sorted(self.search_clients), *filter(None, [self.search_crowd])]
+        rags = [*self.rag_clients, *filter(None, [self.crowd])]
+        return (
+            *(Load("search", clients) for clients in searches),
+            *([Load("search", 0, rate=self.rate)] if self.rate else []),
+            *(Load("rag", clients, streaming=True) for clients in rags),
+            *([Load("rag", 0, streaming=True, rate=self.rate)] if self.rate and rags else []),
+        )
 
-    @property
-    def rag_loads(self) -> tuple[int, ...]:
-        """The clients of all loads of `rag`."""
-        return (*self.rag_clients, self.crowd) if self.crowd else self.rag_clients
 
-
-FULL = Plan((64, 1, 8), (1, 8), crowd=64, search_crowd=200, rounds=3, window_s=0.8, piece_s=1.5)
-SHORT = Plan((16,), (), crowd=0, search_crowd=0, rounds=1, window_s=0.6, piece_s=1.0)
+FULL = Plan(
+    (64, 1, 8), (1, 8), crowd=64, search_crowd=200, rate=0, rounds=3, window_s=0.8, piece_s=1.5
+)
+SHORT = Plan((16,), (), crowd=0, search_crowd=0, rate=0, rounds=1, window_s=0.6, piece_s=1.0)
 RAG_WINDOWS = 2.0
 CROWD_WINDOWS = 8.0
 """Factors on the window: answers take longer than searches, and a crowd's first one, which is
@@ -92,7 +97,8 @@ class Round:
 
     limits: list[float] = field(default_factory=list)
     limit_latency_ms: float | None = None
-    engine_tokens_per_s: float | None = None
+    engine_tokens_per_s: dict[int, float] = field(default_factory=dict)
+    """Prompts at a time to tokens/s, for the clients of ``rag``."""
     engine_first_token_ms: float | None = None
     bulk_per_s: float | None = None
     """Passages embedded in a second through the server, and in this process."""
@@ -138,8 +144,10 @@ class Bench:
         found.limit_latency_ms = self._search.latency_ms(self._plan.piece_s)
         found.runs += [self._run(load) for load in self._rags()]
         if self._engine:
-            say(f"  in process, the bare engine with {ENGINE_BATCH} prompts at a time")
-            found.engine_tokens_per_s = self._engine.tokens_per_s(ENGINE_BATCH, self._plan.piece_s)
+            for prompts in filter(lambda each: each > 1, self._plan.rag_clients):
+                say(f"  in process, the bare engine with {prompts} prompts at a time")
+                tokens = self._engine.tokens_per_s(prompts, self._plan.piece_s)
+                found.engine_tokens_per_s[prompts] = tokens
             found.engine_first_token_ms = self._engine.first_token_ms(self._plan.piece_s)
         say(f"  {len(self._passages)} passages embedded, by the server and in process")
         found.bulk_per_s = measuring.bulk_embedding(self._served, self._passages)
@@ -147,10 +155,13 @@ class Bench:
         return found
 
     def crowd(self) -> Round:
-        """Measure with far more clients than a batch, or the engine, takes at a time."""
+        """Measure with more clients than a batch, or the engine, takes at a time, and by rate."""
         plan, window_s = self._plan, CROWD_WINDOWS * self._plan.window_s
         loads = [Load("search", plan.search_crowd, window_s / 2)] if plan.search_crowd else []
         loads += [Load("rag", plan.crowd, window_s, streaming=True)] if plan.crowd else []
+        loads += [
+            dataclasses.replace(each, window_s=window_s / 2) for each in plan.loads if each.rate
+        ]
         return Round(runs=[self._run(load) for load in loads])
 
     def close(self) -> None:
@@ -181,6 +192,9 @@ def main() -> int:
     plan = dataclasses.replace(SHORT if options.short else FULL)
     plan = dataclasses.replace(
         plan,
+        search_clients=options.search_clients or plan.search_clients,
+        rag_clients=options.rag_clients or plan.rag_clients,
+        rate=options.rate,
         rounds=options.rounds or plan.rounds,
         window_s=plan.window_s * options.scale,
         piece_s=plan.piece_s * options.scale,
@@ -197,12 +211,12 @@ def main() -> int:
 
 def _measure(options: argparse.Namespace, plan: Plan) -> int:
     began = time.monotonic()
-    with served(options.repository, index_dir=options.index_dir, config=options.config) as each:
+    with served(options.repository, options.documents, options.index_dir, options.config) as each:
         bench = Bench(each, plan, options.questions)
         try:
             bench.warm_up()
             rounds = _rounds(bench, plan, began + options.budget)
-            if plan.crowd or plan.search_crowd:
+            if plan.crowd or plan.search_crowd or plan.rate:
                 rounds.append(bench.crowd())
             memory_mb = each.memory_mb()
         finally:
@@ -245,18 +259,19 @@ def _summary(plan: Plan, rounds: Sequence[Round]) -> dict[str, Any]:
         f"limit_b{LIMIT_BATCH}_qps": median([limit for r in rounds for limit in r.limits]),
         "limit_b1_p50_ms": median(_latencies(rounds), 3),
         "embed_mean_batch": median(
-            [run.models["embed"].mean_batch for run in _runs(rounds, "search", key_clients)], 2
+            [run.models["embed"].mean_batch for run in _runs(rounds, f"search_c{key_clients}")], 2
         ),
     }
-    for clients in plan.search_loads:
-        of = _figures(rounds, "search", clients)
-        summary[f"search_c{clients}_qps"] = median(of(lambda found: found.qps))
-        summary[f"search_c{clients}_p50_ms"] = median(of(lambda found: found.latency.p50), 3)
-        summary[f"search_c{clients}_p95_ms"] = median(of(lambda found: found.latency.p95), 3)
-    for clients in plan.rag_loads:
-        of = _figures(rounds, "rag", clients)
-        summary[f"rag_c{clients}_ttft_ms"] = median(of(_ttft))
-        summary[f"rag_c{clients}_tokens_per_s"] = median(of(lambda found: found.tokens_per_s))
+    for load in plan.loads:
+        of = _figures(rounds, load.key)
+        if load.streaming:
+            summary[f"{load.key}_ttft_ms"] = median(of(_ttft))
+            summary[f"{load.key}_ttft_p95_ms"] = median(of(_ttft_p95))
+            summary[f"{load.key}_tokens_per_s"] = median(of(lambda found: found.tokens_per_s))
+        else:
+            summary[f"{load.key}_qps"] = median(of(lambda found: found.qps))
+            summary[f"{load.key}_p50_ms"] = median(of(lambda found: found.latency.p50), 3)
+            summary[f"{load.key}_p95_ms"] = median(of(lambda found: found.latency.p95), 3)
     summary |= _compared(rounds)
     summary["bulk_embed_over_bare"] = median(_bulk_ratios(rounds), 3)
     summary["rounds"] = len(_latencies(rounds))
@@ -266,27 +281,44 @@ def _summary(plan: Plan, rounds: Sequence[Round]) -> dict[str, Any]:
 
 def _compared(rounds: Sequence[Round]) -> dict[str, Any]:
     """Return the figures that compare one measurement with another of the same round."""
-    over_ms, first_over_ms, over_engine = [], [], []
+    over_ms, first_over_ms = [], []
+    over_engine: dict[int, list[float]] = {}
     for each in rounds:
-        by = {(run.load.model, run.load.clients): run.measured for run in each.runs}
-        alone, answer = by.get(("search", 1)), by.get(("rag", 1))
+        by = {run.load.key: run.measured for run in each.runs}
+        alone, answer = by.get("search_c1"), by.get("rag_c1")
         if alone and each.limit_latency_ms:
             over_ms.append(alone.latency.p50 - each.limit_latency_ms)
         if alone and answer and answer.first_token and each.engine_first_token_ms:
             parts = alone.latency.p50 + each.engine_first_token_ms
             first_over_ms.append(answer.first_token.p50 - parts)
-        rag = by.get(("rag", ENGINE_BATCH))
-        if rag and rag.tokens_per_s and each.engine_tokens_per_s:
-            over_engine.append(rag.tokens_per_s / each.engine_tokens_per_s)
+        for prompts, tokens_per_s in each.engine_tokens_per_s.items():
+            rag = by.get(f"rag_c{prompts}")
+            if rag and rag.tokens_per_s and tokens_per_s:
+                over_engine.setdefault(prompts, []).append(rag.tokens_per_s / tokens_per_s)
     if not any(run.load.streaming for each in rounds for run in each.runs):
         return {}
     return {
         "search_c1_p50_over_ms": median(over_ms, 3),
         "engine_b1_ttft_ms": median(_of(rounds, "engine_first_token_ms")),
         "rag_c1_ttft_over_ms": median(first_over_ms),
-        f"engine_b{ENGINE_BATCH}_tokens_per_s": median(_of(rounds, "engine_tokens_per_s")),
-        f"rag_c{ENGINE_BATCH}_tokens_over_engine": median(over_engine, 3),
+        **{
+            f"engine_b{prompts}_tokens_per_s": median(found)
+            for prompts, found in _engine_rates(rounds).items()
+        },
+        **{
+            f"rag_c{prompts}_tokens_over_engine": median(found, 3)
+            for prompts, found in over_engine.items()
+        },
     }
+
+
+def _engine_rates(rounds: Sequence[Round]) -> dict[int, list[float]]:
+    """Return the bare engine's tokens/s in every round, by the prompts at a time."""
+    rates: dict[int, list[float]] = {}
+    for each in rounds:
+        for prompts, tokens_per_s in each.engine_tokens_per_s.items():
+            rates.setdefault(prompts, []).append(tokens_per_s)
+    return rates
 
 
 def _bulk_ratios(rounds: Sequence[Round]) -> list[float]:
@@ -302,15 +334,12 @@ def _of(rounds: Sequence[Round], field: str) -> list[float]:
 def _table(plan: Plan, rounds: Sequence[Round], summary: dict[str, Any]) -> str:
     head = ("load", "requests/s", "p50 ms", "p95 ms", "first token p50 ms", "tokens/s",
             "mean batch of embed")  # fmt: skip
-    loads = [("search", clients) for clients in plan.search_loads]
-    loads += [("rag", clients) for clients in plan.rag_loads]
-    rows = [_row(rounds, model, clients) for model, clients in loads]
+    rows = [_row(rounds, load) for load in plan.loads]
     limits = [limit for each in rounds for limit in each.limits]
     rows.append([f"in process, batch {LIMIT_BATCH}", spread(limits), *[""] * 4, str(LIMIT_BATCH)])
     rows.append(["in process, batch 1", "", spread(_latencies(rounds)), *[""] * 3, "1"])
-    engine = _of(rounds, "engine_tokens_per_s")
-    if engine:
-        rows.append([f"bare engine, {ENGINE_BATCH} prompts", *[""] * 4, spread(engine), ""])
+    for prompts, rates in _engine_rates(rounds).items():
+        rows.append([f"bare engine, {prompts} prompts", *[""] * 4, spread(rates), ""])
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
     ratios = [each.ratios[plan.search_clients[0]] for each in rounds if each.ratios]
     return "\n".join(
@@ -325,11 +354,11 @@ def _table(plan: Plan, rounds: Sequence[Round], summary: dict[str, Any]) -> str:
     )
 
 
-def _row(rounds: Sequence[Round], model: str, clients: int) -> list[str]:
-    of = _figures(rounds, model, clients)
-    batches = [run.models["embed"].mean_batch for run in _runs(rounds, model, clients)]
+def _row(rounds: Sequence[Round], load: Load) -> list[str]:
+    of = _figures(rounds, load.key)
+    batches = [run.models["embed"].mean_batch for run in _runs(rounds, load.key)]
     return [
-        f"`{model}`, {clients} client{'s' * (clients > 1)}",
+        load.name,
         spread(of(lambda found: found.qps)),
         spread(of(lambda found: found.latency.p50)),
         spread(of(lambda found: found.latency.p95)),
@@ -340,24 +369,23 @@ def _row(rounds: Sequence[Round], model: str, clients: int) -> list[str]:
 
 
 def _figures(
-    rounds: Sequence[Round], model: str, clients: int
+    rounds: Sequence[Round], key: str
 ) -> Callable[[Callable[[Measured], float | None]], list[float]]:
     """Return a function that takes one figure out of every run of a load."""
-    found = [run.measured for run in _runs(rounds, model, clients) if run.measured]
+    found = [run.measured for run in _runs(rounds, key) if run.measured]
     return lambda figure: [value for each in found if (value := figure(each)) is not None]
 
 
-def _runs(rounds: Sequence[Round], model: str, clients: int) -> list[Run]:
-    return [
-        run
-        for each in rounds
-        for run in each.runs
-        if (run.load.model, run.load.clients) == (model, clients)
-    ]
+def _runs(rounds: Sequence[Round], key: str) -> list[Run]:
+    return [run for each in rounds for run in each.runs if run.load.key == key]
 
 
 def _ttft(found: Measured) -> float | None:
     return found.first_token.p50 if found.first_token else None
+
+
+def _ttft_p95(found: Measured) -> float | None:
+    return found.first_token.p95 if found.first_token else None
 
 
 def _latencies(rounds: Sequence[Round]) -> list[float]:
@@ -394,10 +422,20 @@ def _options() -> argparse.Namespace:
         "would end later (default: 130)")  # fmt: skip
     add("--repository", type=Path, default=REPOSITORY, help="model repository to serve")
     add("--config", default="", help="config variant to serve, such as openvino")
-    add("--index-dir", type=Path, help="index to serve (default: a new one of samples/handbook)")
+    add("--index-dir", type=Path, help="index to serve (default: a new one of --documents)")
+    add("--documents", type=Path, default=HANDBOOK, help="what to index (default: the handbook)")
+    add("--search-clients", type=_numbers, help="loads of search; the first is compared with the "
+        "in-process limit (default: 64,1,8)")  # fmt: skip
+    add("--rag-clients", type=_numbers, help="loads of rag, each also put to the bare engine "
+        "(default: 1,8)")  # fmt: skip
+    add("--rate", type=int, default=0, help="one more load of each at so many requests/s")
     add("--questions", type=Path, default=QUESTIONS, help="perf_analyzer's input data")
     add("--output", type=Path, default=RESULTS, help="folder of the results")
     return parser.parse_args()
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in text.split(","))
 
 
 if __name__ == "__main__":

@@ -10,10 +10,11 @@ import json
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import gpu
 import perf_analyzer
 import psutil
 from handbook_server import ModelCounts, Served, say
@@ -46,6 +47,7 @@ class Run:
     measured: Measured | None
     models: dict[str, ModelCounts]
     error: str = ""
+    gpus: list[gpu.Usage] = field(default_factory=list)
 
     @property
     def errors(self) -> int:
@@ -57,22 +59,23 @@ class Run:
 
 def run(program: Path, served: Served, load: Load, questions: Path) -> Run:
     """Put ``load`` on the server; a failure becomes part of what is returned."""
-    say(f"  {load.model} at {load.clients} clients")
+    say(f"  {load.name.replace('`', '')}")
     before = served.counts()
     measured, error = None, ""
-    try:
-        url = served.grpc if load.protocol == "grpc" else served.http.partition("//")[2]
-        measured = perf_analyzer.run(program, load, url, questions)
-    except RunFailed as failure:
-        error = str(failure)
-        say(f"  failed: {error}")
-    return Run(load, measured, counted(before, served.counts()), error)
+    with gpu.watched() as usages:
+        try:
+            url = served.grpc if load.protocol == "grpc" else served.http.partition("//")[2]
+            measured = perf_analyzer.run(program, load, url, questions)
+        except RunFailed as failure:
+            error = str(failure)
+            say(f"  failed: {error}")
+    return Run(load, measured, counted(before, served.counts()), error, usages)
 
 
 def warm_up(program: Path, served: Served, load: Load, questions: Path) -> None:
     """Send the first requests, which cost more than all later ones."""
     requests = 4 if load.streaming else 2 * load.clients
-    few = dataclasses.replace(load, clients=min(load.clients, requests))
+    few = dataclasses.replace(load, clients=min(load.clients, requests), rate=0)
     try:
         perf_analyzer.warm_up(program, few, served.grpc, questions, requests)
     except RunFailed as failure:

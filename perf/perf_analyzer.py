@@ -3,6 +3,8 @@
 perf_analyzer is the tool that Triton's users measure with. It keeps N clients busy in a closed
 loop: each sends its next question when the last one is answered, so that throughput times mean
 latency is N (Little's law), and a slower server is offered less instead of queueing without end.
+With a rate in place of clients the loop is open: questions come at random times (Poisson), as those
+of people do, whether or not the server keeps up.
 It runs in C++ and costs little, but on a small machine its cycles are the server's loss all the
 same, as those of any client would be.
 
@@ -64,13 +66,29 @@ one is about statistics, which it cannot take of a model that did nothing meanwh
 
 @dataclass(frozen=True)
 class Load:
-    """What to run: a model, how many clients at once, and how long a window is."""
+    """What to run: a model, how many clients at once, and how long a window is.
+
+    ``rate``, in requests/s, takes the place of the clients, which are 0 then.
+    """
 
     model: str
     clients: int
     window_s: float = 1.0
     streaming: bool = False
     protocol: str = "grpc"
+    rate: int = 0
+
+    @property
+    def name(self) -> str:
+        """What messages and tables call it."""
+        if self.rate:
+            return f"`{self.model}`, {self.rate} requests/s"
+        return f"`{self.model}`, {self.clients} client{'s' * (self.clients > 1)}"
+
+    @property
+    def key(self) -> str:
+        """What the names of its figures begin with."""
+        return f"{self.model}_{f'r{self.rate}' if self.rate else f'c{self.clients}'}"
 
 
 @dataclass(frozen=True)
@@ -247,9 +265,15 @@ def _options(load: Load, url: str, questions: Path) -> list[str]:
         "-i", load.protocol,
         "-u", url,
         "--input-data", str(questions),
-        "--concurrency-range", str(load.clients),
+        *_intensity(load),
         *(["--streaming"] if load.streaming else []),
     ]  # fmt: skip
+
+
+def _intensity(load: Load) -> list[str]:
+    if load.rate:
+        return [f"--request-rate-range={load.rate}", "--request-distribution=poisson"]
+    return [f"--concurrency-range={load.clients}"]
 
 
 def _call(program: Path, options: list[str], folder: Path, timeout_s: float) -> None:

@@ -6,11 +6,13 @@ import os
 import platform
 import subprocess
 import sys
+from contextlib import suppress
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import gpu
 import psutil
 
 ROOT = Path(__file__).parents[1]
@@ -24,8 +26,7 @@ def provenance(program: str, packages: tuple[str, ...]) -> dict[str, Any]:
         "commit": _git("rev-parse", "HEAD"),
         "changed_since_commit": bool(_git("status", "--porcelain", "--untracked-files=no")),
         "machine": _machine(),
-        "versions": {"python": platform.python_version()}
-        | {name: version(name) for name in packages},
+        "versions": {"python": platform.python_version()} | dict(map(_version, packages)),
     }
 
 
@@ -35,6 +36,14 @@ def stem(record: dict[str, Any]) -> str:
     return f"{when}-{record['commit'][:8] or 'no-commit'}"
 
 
+def _version(package: str) -> tuple[str, str]:
+    """Return name and version of a package, or of its build for CUDA."""
+    for name in (f"{package}-gpu", f"{package}-cuda"):
+        with suppress(PackageNotFoundError):
+            return name, version(name)
+    return package, version(package)
+
+
 def _machine() -> dict[str, Any]:
     return {
         "processor": _processor(),
@@ -42,6 +51,7 @@ def _machine() -> dict[str, Any]:
         "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
         "system": f"{platform.system()} {platform.release()}",
         "load_average": os.getloadavg(),
+        "gpus": gpu.described(),
     }
 
 

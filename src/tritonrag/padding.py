@@ -21,18 +21,21 @@ LENGTH_STEP = 8
 """Lengths of runs are rounded up to this: kernels and memory plans are kept for each shape."""
 
 RUN_COST = 8
-"""What a run costs by itself, in tokens: the weights are read and the threads woken once more."""
+"""What a run costs by itself on a CPU, in tokens: weights are read and threads woken once more."""
 
 
-def run_by_length(run: Run, inputs: Mapping[str, Array], mask: str) -> list[Array]:
+def run_by_length(
+    run: Run, inputs: Mapping[str, Array], mask: str, run_cost: int = RUN_COST
+) -> list[Array]:
     """Return the outputs of ``run`` for a padded batch, rows in their order.
 
     Args:
         run: called once for each run of rows; no output has an axis of the length.
         inputs: all ``[batch, length]``; padding comes last in each row.
         mask: the name of the input that is 0 where there is padding.
+        run_cost: what a run costs by itself, in tokens.
     """
-    runs = split(lengths(inputs[mask]), inputs[mask].shape[1])
+    runs = split(lengths(inputs[mask]), inputs[mask].shape[1], run_cost)
     found = [
         run({name: np.ascontiguousarray(each[rows, :width]) for name, each in inputs.items()})
         for rows, width in runs
@@ -48,10 +51,12 @@ def lengths(mask: Array) -> npt.NDArray[np.int64]:
     return np.where(mask.any(axis=1), width - last, 1).astype(np.int64)
 
 
-def split(of: npt.NDArray[np.int64], width: int) -> list[tuple[npt.NDArray[np.int64], int]]:
+def split(
+    of: npt.NDArray[np.int64], width: int, run_cost: int = RUN_COST
+) -> list[tuple[npt.NDArray[np.int64], int]]:
     """Split rows of these lengths into runs; return each run's rows and the length to cut it to.
 
-    The runs cost least in all, where one costs its rows times its length, and ``RUN_COST`` more.
+    The runs cost least in all, where one costs its rows times its length, and ``run_cost`` more.
     """
     rounded = np.minimum(-(-of // LENGTH_STEP) * LENGTH_STEP, width)
     sizes, counts = np.unique(rounded, return_counts=True)
@@ -60,7 +65,7 @@ def split(of: npt.NDArray[np.int64], width: int) -> list[tuple[npt.NDArray[np.in
     costs, begins = [0], [0]
     for last, size in enumerate(sizes.tolist(), start=1):
         choices = [
-            costs[first] + int(ends[last] - ends[first]) * size + RUN_COST for first in range(last)
+            costs[first] + int(ends[last] - ends[first]) * size + run_cost for first in range(last)
         ]
         best = min(range(last), key=choices.__getitem__)
         costs.append(choices[best])

@@ -13,7 +13,7 @@ import triton_python_backend_utils as pb_utils
 from tritonrag import contract
 from tritonrag.backend.conversions import Array, respond, response
 from tritonrag.errors import SetupError
-from tritonrag.padding import Run, run_by_length
+from tritonrag.padding import RUN_COST, Run, run_by_length
 
 
 class GraphModel:
@@ -51,16 +51,16 @@ class GraphModel:
         return response(*(pb_utils.Tensor(name, values) for name, values in pairs))
 
 
-def by_length(config: dict[str, Any], run: Run) -> Run:
+def by_length(config: dict[str, Any], run: Run, run_cost: int = RUN_COST) -> Run:
     """Return a run without the padding of an encoder that gives one vector for each text.
 
-    Any other graph is run as it is.
+    Any other graph is run as it is. ``run_cost`` is what a run costs by itself, in tokens.
     """
     mask = contract.ATTENTION_MASK.name
     ranks = {len(each["dims"]) for each in (*config["input"], *config["output"])}
     if ranks != {1} or mask not in {each["name"] for each in config["input"]}:
         return run
-    return partial(run_by_length, run, mask=mask)
+    return partial(run_by_length, run, mask=mask, run_cost=run_cost)
 
 
 def graph_file(version_folder: Path) -> Path:

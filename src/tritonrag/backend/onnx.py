@@ -1,8 +1,8 @@
 """A Python-based ``onnxruntime`` backend for servers that lack the C++ one.
 
 It serves the same ``config.pbtxt`` as Triton's own ONNX Runtime backend: one ``model.onnx`` in the
-version folder, inputs and outputs by name. It honours the options below and refuses to load with
-any other, rather than to ignore it.
+version folder, inputs and outputs by name, on the CPU or on a GPU. It honours the options below
+and refuses to load with any other, rather than to ignore it.
 """
 
 from __future__ import annotations
@@ -24,6 +24,10 @@ from tritonrag.backend.graphs import (
 )
 from tritonrag.errors import SetupError
 from tritonrag.padding import Run
+
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+CUDA_RUN_COST = 4096
+"""What a run costs by itself on a GPU, in tokens: its kernels are started one by one."""
 
 _LEVELS = {
     -1: ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
@@ -55,22 +59,39 @@ _PARAMETERS: Mapping[str, Callable[[ort.SessionOptions, int], None]] = {
 }
 
 
-def onnx_model(config: dict[str, Any], version_folder: Path) -> GraphModel:
-    """Return the model of a parsed ``config.pbtxt``; raises as :func:`onnx_graph`."""
-    return GraphModel(config, onnx_graph(config, version_folder))
+def onnx_model(
+    config: dict[str, Any], version_folder: Path, device: int | None = None
+) -> GraphModel:
+    """Return the model of a parsed ``config.pbtxt``; arguments and errors as :func:`onnx_graph`."""
+    return GraphModel(config, onnx_graph(config, version_folder, device))
 
 
-def onnx_graph(config: dict[str, Any], version_folder: Path) -> Run:
+def onnx_graph(config: dict[str, Any], version_folder: Path, device: int | None = None) -> Run:
     """Load ``model.onnx`` with the options of a parsed ``config.pbtxt``.
 
+    Args:
+        config: the configuration.
+        version_folder: where the graph is.
+        device: the GPU to run it on, None for the CPU. An ONNX Runtime without CUDA stays on the
+            CPU, since Triton reads ``KIND_AUTO`` as the GPU wherever there is one.
+
     Raises:
-        SetupError: there is no model file, or the config has an option not honoured here.
+        SetupError: there is no model file, the config has an option not honoured here, or CUDA
+            cannot be used although this ONNX Runtime has it.
     """
+    on_cuda = device is not None and CUDA in ort.get_available_providers()
+    providers = [(CUDA, {"device_id": device}), CPU] if on_cuda else [CPU]
     session = ort.InferenceSession(
-        graph_file(version_folder), session_options(config), providers=["CPUExecutionProvider"]
+        graph_file(version_folder), session_options(config), providers=providers
     )
+    if on_cuda and CUDA not in session.get_providers():
+        raise SetupError(
+            "ONNX Runtime cannot use CUDA: the log says which library is missing; put CUDA's and "
+            "cuDNN's on the loader's path, or set the kind of the instance group to KIND_CPU"
+        )
     outputs = [each["name"] for each in config["output"]]
-    return by_length(config, partial(session.run, outputs))
+    run = partial(session.run, outputs)
+    return by_length(config, run, CUDA_RUN_COST) if on_cuda else by_length(config, run)
 
 
 def session_options(config: dict[str, Any]) -> ort.SessionOptions:
