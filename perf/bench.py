@@ -28,6 +28,7 @@ import itertools
 import json
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -63,7 +64,9 @@ class Plan:
     search_crowd: int
     """The same of `search`."""
     rate: int
-    """Requests/s of one more load of each, in an open loop; 0 is none."""
+    """Requests/s of one more load of `search`, in an open loop; 0 is none."""
+    max_tokens: int
+    """The limit on answers; 0 is the default of `rag`."""
     rounds: int
     window_s: float
     piece_s: float
@@ -77,14 +80,23 @@ class Plan:
             *(Load("search", clients) for clients in searches),
             *([Load("search", 0, rate=self.rate)] if self.rate else []),
             *(Load("rag", clients, streaming=True) for clients in rags),
-            *([Load("rag", 0, streaming=True, rate=self.rate)] if self.rate and rags else []),
         )
 
 
 FULL = Plan(
-    (64, 1, 8), (1, 8), crowd=64, search_crowd=200, rate=0, rounds=3, window_s=0.8, piece_s=1.5
+    (64, 1, 8),
+    (1, 8),
+    crowd=64,
+    search_crowd=200,
+    rate=0,
+    max_tokens=0,
+    rounds=3,
+    window_s=0.8,
+    piece_s=1.5,
 )
-SHORT = Plan((16,), (), crowd=0, search_crowd=0, rate=0, rounds=1, window_s=0.6, piece_s=1.0)
+SHORT = Plan(
+    (16,), (), crowd=0, search_crowd=0, rate=0, max_tokens=0, rounds=1, window_s=0.6, piece_s=1.0
+)
 RAG_WINDOWS = 2.0
 CROWD_WINDOWS = 8.0
 """Factors on the window: answers take longer than searches, and a crowd's first one, which is
@@ -111,23 +123,28 @@ class Round:
 class Bench:
     """Measures rounds on one running server."""
 
-    def __init__(self, each: Served, plan: Plan, questions: Path) -> None:
-        """Fetch perf_analyzer and load the work to compare with."""
+    def __init__(self, each: Served, plan: Plan, questions: Path, folder: Path) -> None:
+        """Fetch perf_analyzer and load the work to compare with; ``folder`` is for scratch."""
         self._served, self._plan, self._file = each, plan, questions
+        self._rag_file = (
+            measuring.limited(questions, plan.max_tokens, folder) if plan.max_tokens else questions
+        )
         self._program = perf_analyzer.ensure()
         texts = measuring.question_texts(questions)
         kept = itertools.cycle(each["text"] for each in measuring.passages(each))
         self._passages = list(itertools.islice(kept, BULK_PASSAGES))
         self._search = Search(each, texts)
         self._engine = (
-            BareEngine(each, self._search, texts[:ENGINE_PROMPTS]) if plan.rag_clients else None
+            BareEngine(each, self._search, texts[:ENGINE_PROMPTS], plan.max_tokens)
+            if plan.rag_clients
+            else None
         )
 
     def warm_up(self) -> None:
         """Send the first requests, which cost more than all later ones."""
         say("warming up")
         for load in (*self._searches(), *self._rags()):
-            measuring.warm_up(self._program, self._served, load, self._file)
+            measuring.warm_up(self._program, self._served, load, self._questions(load))
 
     def round(self) -> Round:
         """Measure everything once."""
@@ -159,9 +176,7 @@ class Bench:
         plan, window_s = self._plan, CROWD_WINDOWS * self._plan.window_s
         loads = [Load("search", plan.search_crowd, window_s / 2)] if plan.search_crowd else []
         loads += [Load("rag", plan.crowd, window_s, streaming=True)] if plan.crowd else []
-        loads += [
-            dataclasses.replace(each, window_s=window_s / 2) for each in plan.loads if each.rate
-        ]
+        loads += [Load("search", 0, window_s / 2, rate=plan.rate)] if plan.rate else []
         return Round(runs=[self._run(load) for load in loads])
 
     def close(self) -> None:
@@ -183,7 +198,10 @@ class Bench:
         return self._search.throughput(LIMIT_BATCH, self._plan.piece_s)
 
     def _run(self, load: Load) -> Run:
-        return measuring.run(self._program, self._served, load, self._file)
+        return measuring.run(self._program, self._served, load, self._questions(load))
+
+    def _questions(self, load: Load) -> Path:
+        return self._rag_file if load.streaming else self._file
 
 
 def main() -> int:
@@ -194,7 +212,10 @@ def main() -> int:
         plan,
         search_clients=options.search_clients or plan.search_clients,
         rag_clients=options.rag_clients or plan.rag_clients,
+        crowd=plan.crowd if options.crowd is None else options.crowd,
+        search_crowd=plan.search_crowd if options.search_crowd is None else options.search_crowd,
         rate=options.rate,
+        max_tokens=options.max_tokens,
         rounds=options.rounds or plan.rounds,
         window_s=plan.window_s * options.scale,
         piece_s=plan.piece_s * options.scale,
@@ -211,8 +232,11 @@ def main() -> int:
 
 def _measure(options: argparse.Namespace, plan: Plan) -> int:
     began = time.monotonic()
-    with served(options.repository, options.documents, options.index_dir, options.config) as each:
-        bench = Bench(each, plan, options.questions)
+    with (
+        served(options.repository, options.documents, options.index_dir, options.config) as each,
+        tempfile.TemporaryDirectory() as scratch,
+    ):
+        bench = Bench(each, plan, options.questions, Path(scratch))
         try:
             bench.warm_up()
             rounds = _rounds(bench, plan, began + options.budget)
@@ -428,7 +452,11 @@ def _options() -> argparse.Namespace:
         "in-process limit (default: 64,1,8)")  # fmt: skip
     add("--rag-clients", type=_numbers, help="loads of rag, each also put to the bare engine "
         "(default: 1,8)")  # fmt: skip
-    add("--rate", type=int, default=0, help="one more load of each at so many requests/s")
+    add("--search-crowd", type=int, help="clients of one more load of search, after the rounds; "
+        "0 for none (default: 200)")  # fmt: skip
+    add("--crowd", type=int, help="the same of rag (default: 64)")
+    add("--rate", type=int, default=0, help="one more load of search at so many requests/s")
+    add("--max-tokens", type=int, default=0, help="limit on answers, of the bare engine too")
     add("--questions", type=Path, default=QUESTIONS, help="perf_analyzer's input data")
     add("--output", type=Path, default=RESULTS, help="folder of the results")
     return parser.parse_args()

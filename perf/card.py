@@ -1,4 +1,4 @@
-"""What a GPU can do at most and what a served encoder makes of it: the ceiling over a bench."""
+"""What a GPU can do at most and what a served encoder makes of it: the ceiling over a bench.
 
 Two ceilings are measured with ONNX Runtime itself: a large product of half-precision matrices, and
 a copy through the card's memory. Then the graph of ``embed``, as its own backend loads it, runs

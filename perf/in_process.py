@@ -32,6 +32,7 @@ import onnxruntime_genai as og
 from handbook_server import Served
 
 from tritonrag.artifacts import EmbedderManifest, embedder_dir, llm_dir
+from tritonrag.contract import DEFAULT_MAX_TOKENS
 from tritonrag.engines import load_engine, prompt_builder
 from tritonrag.errors import TritonragError
 from tritonrag.generation import Generation, Usage
@@ -101,8 +102,14 @@ class Search:
 class BareEngine:
     """``generate`` in this process: the engine with prompts already built."""
 
-    def __init__(self, served: Served, search: Search, questions: Sequence[str]) -> None:
-        """Load the LLM a second time and build a prompt for each question."""
+    def __init__(
+        self, served: Served, search: Search, questions: Sequence[str], max_tokens: int = 0
+    ) -> None:
+        """Load the LLM a second time and build a prompt for each question.
+
+        ``max_tokens`` 0 is the default of ``rag``.
+        """
+        self._max_tokens = max_tokens or DEFAULT_MAX_TOKENS
         version = live_version(served.repository, GENERATE)
         args = ModelArgs("generate", served.repository, served.config("generate"), version)
         self._engine = load_engine(args)
@@ -161,7 +168,7 @@ class BareEngine:
     def _generation(self, prompt: str, citations: Sequence[dict[str, Any]]) -> Generation:
         kept = tuple((each["mark"], each["text"]) for each in citations if each["mark"])
         grounding = self._engine.grounding if kept else "free"
-        return Generation("", prompt, kept, grounding=grounding)
+        return Generation("", prompt, kept, max_tokens=self._max_tokens, grounding=grounding)
 
 
 class DirectGenai:
@@ -238,8 +245,10 @@ def _graph(served: Served, config: dict[str, Any], folder: Path) -> Run:
     # The backend's modules import Triton's Python module, which lies in the backend directory.
     sys.path.append(str(served.backends / "python"))
     if config["backend"] == "openvino":
-        from tritonrag.backend.openvino import openvino_graph as graph
-    else:
-        from tritonrag.backend.onnx import onnx_graph as graph
+        from tritonrag.backend.openvino import openvino_graph
 
-    return graph(config, folder)
+        return openvino_graph(config, folder)
+    from tritonrag.backend.onnx import onnx_graph
+
+    gpus = config["instance_group"][0].get("gpus")
+    return onnx_graph(config, folder, gpus[0] if gpus else None)

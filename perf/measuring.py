@@ -143,6 +143,15 @@ def question_texts(questions: Path) -> list[str]:
     return [step["question"]["content"][0] for step in steps]
 
 
+def limited(questions: Path, max_tokens: int, folder: Path) -> Path:
+    """Write the input data again, with a limit on the answer's tokens in each; return its path."""
+    data = json.loads(questions.read_text(encoding="utf-8"))
+    limit = {"max_tokens": {"content": [max_tokens], "shape": [1]}}
+    path = folder / "questions.json"
+    path.write_text(json.dumps({"data": [step | limit for step in data["data"]]}), encoding="utf-8")
+    return path
+
+
 def installed_models(repository: Path) -> dict[str, Any]:
     """Return what embeds and what generates, for a result's file."""
     embedder = dataclasses.asdict(EmbedderManifest.load(repository))

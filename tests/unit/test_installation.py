@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 import sys
+import sysconfig
 from collections import namedtuple
 from pathlib import Path
 from typing import Any
@@ -139,7 +140,8 @@ def test_the_servers_environment(
     found = environment(wheel, Path("index"))
 
     assert found["PATH"].split(os.pathsep)[0] == str(Path(sys.executable).parent)
-    assert found["LD_LIBRARY_PATH"] == f"{wheel.libraries}:/usr/lib/mine"
+    libpython = sysconfig.get_config_var("LIBDIR")
+    assert found["LD_LIBRARY_PATH"] == f"{wheel.libraries}:/usr/lib/mine:{libpython}"
     assert found["TRITONRAG_INDEX_DIR"] == str(tmp_path / "index")
     assert found["LLM_API_URL"] == "http://llm/v1"
 
@@ -150,7 +152,8 @@ def test_no_empty_entry_in_the_library_path(
     """An empty entry would mean the working directory."""
     monkeypatch.delenv("LD_LIBRARY_PATH", raising=False)
 
-    assert environment(wheel, Path("index"))["LD_LIBRARY_PATH"] == str(wheel.libraries)
+    found = environment(wheel, Path("index"))["LD_LIBRARY_PATH"]
+    assert found == f"{wheel.libraries}:{sysconfig.get_config_var('LIBDIR')}"
 
 
 def test_our_backends_ship_with_the_package() -> None:

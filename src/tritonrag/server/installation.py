@@ -8,6 +8,7 @@ import os
 import platform
 import shutil
 import sys
+import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,10 +80,15 @@ def environment(installation: Installation, index_dir: Path) -> dict[str, str]:
     so that this interpreter's folder has to come first.
     """
     inherited = dict(os.environ)
-    libraries = inherited.get("LD_LIBRARY_PATH")
+    # The models' processes are linked to libpython, which a Python of uv or pyenv has beside it.
+    libraries = (
+        str(installation.libraries),
+        inherited.get("LD_LIBRARY_PATH"),
+        sysconfig.get_config_var("LIBDIR"),
+    )
     return inherited | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{inherited.get('PATH', os.defpath)}",
-        "LD_LIBRARY_PATH": os.pathsep.join(filter(None, [str(installation.libraries), libraries])),
+        "LD_LIBRARY_PATH": os.pathsep.join(filter(None, libraries)),
         "TRITONRAG_INDEX_DIR": str(index_dir.resolve()),
         "PYTHONUNBUFFERED": "1",
         # Bytecode beside a model.py makes Triton load that model again with the next one it loads.
