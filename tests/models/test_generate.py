@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -64,12 +66,40 @@ def model(engine: ScriptedEngine, tmp_path: Path) -> Iterator[pb_fake.Served]:
         yield served
 
 
+class Turn:
+    """Takes a turn in the outbox as a stream does, and does something in it."""
+
+    ended = True
+
+    def __init__(self, act: Callable[[], object]) -> None:
+        self._act = act
+
+    def send_ready(self) -> bool:
+        self._act()
+        return False
+
+    def ask(self) -> None:
+        pass
+
+
+def settle(model: pb_fake.Served) -> None:
+    """Wait until everything that is ready has been sent."""
+    sent = threading.Event()
+    model.model._streams._outbox.post(Turn(sent.set))
+    assert sent.wait(5)
+
+
+def answers(model: pb_fake.Served, request: pb_fake.InferenceRequest) -> list[pb_fake.Answer]:
+    settle(model)
+    return model.answers(request)
+
+
 def rows(model: pb_fake.Served, request: pb_fake.InferenceRequest) -> list[tuple[str, ...]]:
     """Return text, citations, finish_reason and usage of every response."""
     outputs = [each.name for each in model.spec.outputs]
     return [
         tuple(pb_fake.texts(answer[name])[0] for name in outputs)
-        for answer in model.answers(request)
+        for answer in answers(model, request)
     ]
 
 
@@ -79,6 +109,7 @@ def test_every_response_fills_every_output(model: pb_fake.Served, engine: Script
     model.stream(request)
     for text in ("25", " days.", " [1] é"):
         engine.streams["r"].push(text)
+        settle(model)
     engine.streams["r"].finish("stop")
 
     *text, last = rows(model, request)
@@ -91,6 +122,24 @@ def test_every_response_fills_every_output(model: pb_fake.Served, engine: Script
         "prompt_tokens", "cached_tokens", "generated_tokens", "time_to_first_token_ms", "total_ms",
     }  # fmt: skip
     assert request.get_response_sender().closed
+
+
+def test_what_is_ready_together_goes_out_together(
+    model: pb_fake.Served, engine: ScriptedEngine
+) -> None:
+    request = model.request("r", prompt=["p"], citations=[CITATIONS])
+    model.stream(request)
+    busy = threading.Event()
+    model.model._streams._outbox.post(Turn(busy.wait))
+    for text in ("25", " days.", " [1] é"):
+        engine.streams["r"].push(text)
+    engine.streams["r"].finish("stop")
+    busy.set()
+
+    text, last = rows(model, request)
+
+    assert text == ("25 days. [1] é", CITATIONS, "", "")
+    assert last[:3] == ("", "", "stop")
 
 
 def test_an_answer_without_text_still_has_its_citations(
@@ -182,7 +231,7 @@ def test_a_bad_request_fails_alone(
     model.stream(bad, good)
     engine.streams["good"].finish("stop")
 
-    (error,) = model.answers(bad)
+    (error,) = answers(model, bad)
     assert error.code == "INVALID_ARG"
     assert error.message.startswith(message)
     assert bad.get_response_sender().closed
@@ -194,7 +243,7 @@ def test_a_full_queue_is_unavailable_at_once(model: pb_fake.Served, engine: Scri
     request = model.request("r", prompt=["p"])
     model.stream(request)
 
-    (error,) = model.answers(request)
+    (error,) = answers(model, request)
     assert error.code == "UNAVAILABLE"
 
 
@@ -208,7 +257,7 @@ def test_an_unexpected_failure_tells_the_client_a_log_id_only(
     request = model.request("r", prompt=["p"])
     model.stream(request)
 
-    (error,) = model.answers(request)
+    (error,) = answers(model, request)
     assert error.code == "INTERNAL"
     assert "secret" not in error.message
     assert error.message.rsplit(" ", 1)[1] in pb_fake.errors_logged()[0]
@@ -226,7 +275,7 @@ def test_cancel_stops_the_generation_of_that_id(
     assert engine.cancelled == ["a"]
     assert [row[2] for row in rows(model, running)] == ["", "cancelled"]
     assert [row[2] for row in rows(model, cancel)] == ["cancelled"]
-    assert not model.answers(other)
+    assert not answers(model, other)
 
 
 def test_cancel_false_is_an_ordinary_request(model: pb_fake.Served, engine: ScriptedEngine) -> None:
@@ -242,7 +291,7 @@ def test_an_engine_error_before_any_text_is_an_error(
     model.stream(request)
     engine.streams["a"].fail(InternalError("generate: the engine failed"))
 
-    (error,) = model.answers(request)
+    (error,) = answers(model, request)
     assert (error.code, error.message) == ("INTERNAL", "generate: the engine failed")
 
 
@@ -267,7 +316,10 @@ def test_a_client_that_went_away_is_seen(model: pb_fake.Served, engine: Scripted
 
     request.get_response_sender().caller_cancelled = True
 
-    assert sink.cancelled()
+    end = time.monotonic() + 1  # it is asked four times a second
+    while not sink.cancelled():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 def test_after_the_end_the_sender_is_left_alone(
@@ -283,9 +335,10 @@ def test_after_the_end_the_sender_is_left_alone(
         else:
             stream.fail(end)
         stream.sink.delta("late")
+        settle(model)
 
         assert stream.sink.cancelled()
-        assert len(model.answers(request)) == 1
+        assert len(answers(model, request)) == 1
 
 
 def test_text_that_cannot_be_sent_ends_that_stream_and_stops_the_engine(
@@ -294,8 +347,9 @@ def test_text_that_cannot_be_sent_ends_that_stream_and_stops_the_engine(
     request = model.request("a", prompt=["p"])
     model.stream(request)
     engine.streams["a"].push("half a pair \ud83d")
+    settle(model)
 
-    (error,) = model.answers(request)
+    (error,) = answers(model, request)
     assert error.code == "INTERNAL"
     assert "log id" in error.message
     assert engine.streams["a"].sink.cancelled()

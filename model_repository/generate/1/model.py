@@ -19,20 +19,17 @@ from __future__ import annotations
 from typing import Any
 
 from tritonrag.backend.calling import TritonModels
-from tritonrag.backend.streaming import generate, stream
+from tritonrag.backend.streaming import Streams
 from tritonrag.engines import load_engine
 from tritonrag.settings import ModelArgs
 
 
 class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
-        self._engine = load_engine(ModelArgs.parse(args), TritonModels())
+        self._streams = Streams(load_engine(ModelArgs.parse(args), TritonModels()))
 
     def execute(self, requests: list[Any]) -> None:
-        stream(requests, self._handle)
-
-    def _handle(self, request: Any, sender: Any) -> None:
-        generate(self._engine, request, sender)
+        self._streams.begin(requests)
 
     def finalize(self) -> None:
-        self._engine.close()
+        self._streams.close()

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Sequence
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import triton_python_backend_utils as pb_utils
@@ -16,6 +20,68 @@ from tritonrag.errors import InvalidRequest
 from tritonrag.generation import Engine, Generation, Usage
 from tritonrag.prompting import NOTHING_FOUND
 
+PACE_S = 0.01
+"""The outbox rests so long after it has sent something: 100 responses a second are enough for a
+reader, and what an engine makes meanwhile goes out together."""
+ASK_S = 0.25
+"""How often Triton is asked whether the callers of open streams have gone away: a trip for each."""
+CLOSE_S = 5
+
+
+class Outbox:
+    """Sends what streams have ready, from a thread of its own: no engine waits for Triton.
+
+    A response takes Triton a fraction of a millisecond, as long as a GPU takes for a token of a
+    small model. What a stream has ready when its turn comes goes out as one response. Nothing but
+    this thread touches a request's sender.
+    """
+
+    def __init__(self) -> None:
+        """Start the thread."""
+        self._waiting: queue.SimpleQueue[ResponseSink | None] = queue.SimpleQueue()
+        self._open: set[ResponseSink] = set()
+        self._asked = 0.0
+        self._thread = threading.Thread(target=self._run, name="outbox", daemon=True)
+        self._thread.start()
+
+    def post(self, sink: ResponseSink) -> None:
+        """Let a sink send when its turn comes."""
+        self._waiting.put(sink)
+
+    def close(self) -> None:
+        """Send what is ready, then end."""
+        self._waiting.put(None)
+        self._thread.join(timeout=CLOSE_S)
+
+    def _run(self) -> None:
+        while True:
+            sent = False
+            for sink in (posted := self._posted()):
+                if sink is None:
+                    return
+                sent = sink.send_ready() or sent
+            self._ask(posted)
+            if sent:
+                time.sleep(PACE_S)
+
+    def _posted(self) -> dict[ResponseSink | None, None]:
+        """Return the sinks posted since the last time, in order; wait for one, or to ask again."""
+        posted: dict[ResponseSink | None, None] = {}
+        with contextlib.suppress(queue.Empty):
+            posted[self._waiting.get(timeout=ASK_S if self._open else None)] = None
+            while True:
+                posted[self._waiting.get_nowait()] = None
+        return posted
+
+    def _ask(self, posted: Iterable[ResponseSink | None]) -> None:
+        self._open.update(sink for sink in posted if sink is not None)
+        now = time.monotonic()
+        if now - self._asked >= ASK_S:
+            self._asked = now
+            for sink in self._open:
+                sink.ask()
+        self._open = {sink for sink in self._open if not sink.ended}
+
 
 class ResponseSink:
     """Sends one generation to its client. Each response fills every output, as an ensemble needs.
@@ -25,66 +91,115 @@ class ResponseSink:
     cancelled, so that the engine stops.
     """
 
-    def __init__(self, sender: Any, citations: str) -> None:
-        """Take the request's ``InferenceResponseSender`` and its citations as JSON."""
+    def __init__(self, sender: Any, outbox: Outbox) -> None:
+        """Take the request's ``InferenceResponseSender``."""
         self._sender = sender
-        self._citations = citations
-        self._ended = False
+        self._outbox = outbox
+        self.citations = ""
+        """Of the prompt, as JSON; to be set before anything is sent."""
+        self._ready: deque[str | tuple[str, str] | Exception] = deque()
+        self._cancelled = False
+        self.ended = False
+        """The last response has been sent: only the outbox changes and asks this."""
+        outbox.post(self)
 
     def delta(self, text: str) -> None:
         """Send text."""
-        self._send(text, "", "")
+        self._post(text)
 
     def finish(self, reason: str, usage: Usage) -> None:
         """Send the last response."""
-        self._send("", reason, json.dumps(usage.as_dict()), final=True)
+        self._post((reason, json.dumps(usage.as_dict())))
 
     def fail(self, error: Exception) -> None:
         """Send an error as the last response."""
-        self._ended = True
+        self._post(error)
+
+    def cancelled(self) -> bool:
+        """Return whether the stream has ended or was cancelled (not seen behind an ensemble)."""
+        return self.ended or self._cancelled
+
+    def ask(self) -> None:
+        """Ask Triton whether the caller is still there.
+
+        Not after the last response: Triton 2.51 ends with a segmentation fault.
+        """
+        self._cancelled = self._cancelled or (not self.ended and bool(self._sender.is_cancelled()))
+
+    def send_ready(self) -> bool:
+        """Send what has come since the last time, text as one response; return if there was any."""
+        some, text = bool(self._ready), ""
+        while self._ready:
+            each = self._ready.popleft()
+            if isinstance(each, str):
+                text += each
+                continue
+            self._send(text)
+            text = ""
+            if isinstance(each, tuple):
+                self._send("", *each)
+            else:
+                self._fail(each)
+        self._send(text)
+        return some
+
+    def _post(self, ready: str | tuple[str, str] | Exception) -> None:
+        self._ready.append(ready)
+        self._outbox.post(self)
+
+    def _send(self, text: str, reason: str = "", usage: str = "") -> None:
+        if self.ended or not (text or reason):
+            return
+        outputs = MODELS["generate"].outputs
+        values = (text, self.citations, reason, usage)
+        self.citations = ""
+        flags = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if reason else 0
+        try:
+            tensors = [tensor(spec, [[value]]) for spec, value in zip(outputs, values, strict=True)]
+            self._sender.send(response(*tensors), flags=flags)
+        except Exception as error:
+            self._fail(error)
+        self.ended = self.ended or bool(reason)
+
+    def _fail(self, error: Exception) -> None:
+        if self.ended:
+            return
+        self.ended = True
         # A closed sender refuses it too; then the client is gone and nobody is left to tell.
         with contextlib.suppress(Exception):
             self._sender.send(
                 error_response(error), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
             )
 
-    def cancelled(self) -> bool:
-        """Return whether the stream has ended, or was cancelled (not seen behind an ensemble).
 
-        The sender is not asked after the last response: Triton 2.51 ends with a segmentation fault.
-        """
-        return self._ended or bool(self._sender.is_cancelled())
+class Streams:
+    """Hands requests to an engine; its answers go out by an outbox."""
 
-    def _send(self, text: str, reason: str, usage: str, final: bool = False) -> None:
-        if self._ended:
-            return
-        outputs = MODELS["generate"].outputs
-        values = (text, self._citations, reason, usage)
-        self._citations = ""
-        flags = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if final else 0
-        try:
-            tensors = [tensor(spec, [[value]]) for spec, value in zip(outputs, values, strict=True)]
-            self._sender.send(response(*tensors), flags=flags)
-        except Exception as error:
-            self.fail(error)
-        self._ended = self._ended or final
+    def __init__(self, engine: Engine) -> None:
+        """Take the engine, which is closed with this."""
+        self._engine = engine
+        self._outbox = Outbox()
 
+    def begin(self, requests: Sequence[Any]) -> None:
+        """Begin to answer each request; an error answers that request."""
+        for request in requests:
+            sink = ResponseSink(request.get_response_sender(), self._outbox)
+            try:
+                generate(self._engine, request, sink)
+            except Exception as error:
+                sink.fail(error)
 
-def stream(requests: Sequence[Any], handle: Callable[[Any, Any], None]) -> None:
-    """Hand each request and its response sender to ``handle``; an error answers that request."""
-    for request in requests:
-        sender = request.get_response_sender()
-        try:
-            handle(request, sender)
-        except Exception as error:
-            ResponseSink(sender, "").fail(error)
+    def close(self) -> None:
+        """End everything that runs; what is ready is sent."""
+        self._engine.close()
+        self._outbox.close()
 
 
-def generate(engine: Engine, request: Any, sender: Any) -> None:
+def generate(engine: Engine, request: Any, sink: ResponseSink) -> None:
     """Start the generation that a request asks for, or cancel the one that it names."""
     prompt = single(request, contract.PROMPT, "")
     citations = single(request, MODELS["generate"].inputs[1], "")
-    sink = ResponseSink(sender, citations)
+    sink.citations = citations
     if single(request, contract.CANCEL, False):
         _cancel(engine, request.request_id(), sink)
     elif not prompt and citations == "[]":
