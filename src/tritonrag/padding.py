@@ -7,13 +7,15 @@ be run in any company, cut to the longest of their own run.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
+Rows = npt.NDArray[np.int64]
 Run = Callable[[dict[str, Array]], Sequence[Array]]
 """Inputs by name, ``[batch, …]``, to outputs, ``[batch, …]`` too."""
 
@@ -23,9 +25,34 @@ LENGTH_STEP = 8
 RUN_COST = 8
 """What a run costs by itself on a CPU, in tokens: weights are read and threads woken once more."""
 
+RUN_TOKENS = 512
+"""Most tokens of a run on a CPU: more do not fit its caches, and take memory for good."""
+
+FEW_TOKENS = 128
+"""Fewer are not worth a run of their own where there are others for each thread."""
+
+PARTS = 3
+"""Runs for each thread: with more of them all threads end nearly at the same time."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How a batch is cut into runs: what one costs by itself and holds at most, in tokens.
+
+    ``at_once`` is how many runs can go on at a time; rows of like length are cut for as many.
+    """
+
+    run_cost: int = RUN_COST
+    run_tokens: int = RUN_TOKENS
+    at_once: int = 1
+
 
 def run_by_length(
-    run: Run, inputs: Mapping[str, Array], mask: str, run_cost: int = RUN_COST
+    run: Run,
+    inputs: Mapping[str, Array],
+    mask: str,
+    cut: Cut = Cut(),
+    at_once: Callable[[list[dict[str, Array]]], Iterable[Sequence[Array]]] | None = None,
 ) -> list[Array]:
     """Return the outputs of ``run`` for a padded batch, rows in their order.
 
@@ -33,15 +60,33 @@ def run_by_length(
         run: called once for each run of rows; no output has an axis of the length.
         inputs: all ``[batch, length]``; padding comes last in each row.
         mask: the name of the input that is 0 where there is padding.
-        run_cost: what a run costs by itself, in tokens.
+        cut: how to cut the batch.
+        at_once: makes several runs at a time, in any order, and returns their outputs in order.
     """
-    runs = split(lengths(inputs[mask]), inputs[mask].shape[1], run_cost)
-    found = [
-        run({name: np.ascontiguousarray(each[rows, :width]) for name, each in inputs.items()})
+    runs = pieces(lengths(inputs[mask]), inputs[mask].shape[1], cut)
+    feeds = [
+        {name: np.ascontiguousarray(each[rows, :width]) for name, each in inputs.items()}
         for rows, width in runs
     ]
+    found = list(at_once(feeds)) if at_once and len(feeds) > 1 else [run(feed) for feed in feeds]
     back = np.argsort(np.concatenate([rows for rows, _ in runs]))
     return [np.concatenate(parts)[back] for parts in zip(*found, strict=True)]
+
+
+def pieces(of: npt.NDArray[np.int64], width: int, cut: Cut) -> list[tuple[Rows, int]]:
+    """Split rows of these lengths as :func:`split` does, and cut runs that are too long.
+
+    The longest comes first, so that those which go on at once end together.
+    """
+    runs = split(of, width, cut.run_cost)
+    share = -(-sum(len(rows) * size for rows, size in runs) // cut.at_once)
+    most = min(cut.run_tokens, max(share // PARTS, min(share, FEW_TOKENS)))
+    parts = [
+        (part, size)
+        for rows, size in runs
+        for part in np.array_split(rows, min(len(rows), -(-len(rows) * size // most)))
+    ]
+    return sorted(parts, key=lambda part: -len(part[0]) * part[1])
 
 
 def lengths(mask: Array) -> npt.NDArray[np.int64]:
@@ -53,7 +98,7 @@ def lengths(mask: Array) -> npt.NDArray[np.int64]:
 
 def split(
     of: npt.NDArray[np.int64], width: int, run_cost: int = RUN_COST
-) -> list[tuple[npt.NDArray[np.int64], int]]:
+) -> list[tuple[Rows, int]]:
     """Split rows of these lengths into runs; return each run's rows and the length to cut it to.
 
     The runs cost least in all, where one costs its rows times its length, and ``run_cost`` more.

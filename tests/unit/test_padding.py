@@ -9,7 +9,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tritonrag.padding import LENGTH_STEP, RUN_COST, Array, lengths, run_by_length, split
+from tritonrag.padding import (
+    FEW_TOKENS,
+    LENGTH_STEP,
+    RUN_COST,
+    RUN_TOKENS,
+    Array,
+    Cut,
+    lengths,
+    pieces,
+    run_by_length,
+    split,
+)
 
 MASK = "attention_mask"
 
@@ -45,6 +56,41 @@ def test_the_results_are_those_of_the_whole_batch_in_its_order(rows: list[int], 
     assert len(found) == len(whole)
     for one, other in zip(found, whole, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+@given(st.lists(st.integers(1, 96), min_size=1, max_size=80), st.integers(1, 5))
+def test_runs_that_go_on_at_once_give_the_same_results(rows: list[int], threads: int) -> None:
+    inputs = padded(rows, max(rows))
+    together: list[int] = []
+
+    def at_once(feeds: list[dict[str, Array]]) -> list[list[Array]]:
+        together.append(len(feeds))
+        return [Encoder()(feed) for feed in feeds]
+
+    found = run_by_length(Encoder(), inputs, MASK, Cut(at_once=threads), at_once)
+
+    for one, other in zip(found, Encoder()(inputs), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert len(together) == (len(rows) > 1 and bool(together))
+
+
+@given(st.lists(st.integers(1, 512), min_size=1, max_size=80), st.integers(1, 5))
+def test_a_batch_is_cut_for_all_threads_into_runs_that_fit_the_caches(
+    rows: list[int], threads: int
+) -> None:
+    runs = pieces(np.array(rows), 512, Cut(at_once=threads))
+    tokens = [len(numbers) * length for numbers, length in runs]
+
+    assert sorted(np.concatenate([numbers for numbers, _ in runs]).tolist()) == [*range(len(rows))]
+    assert all(len(numbers) == 1 or used <= 2 * RUN_TOKENS
+               for (numbers, _), used in zip(runs, tokens, strict=True))  # fmt: skip
+    assert tokens == sorted(tokens, reverse=True)
+    assert len(runs) >= min(2, threads, len(rows))
+
+
+def test_a_few_short_rows_are_not_cut_into_more_than_there_are_threads() -> None:
+    assert len(pieces(np.array([16] * 8), 16, Cut(at_once=2))) == 2
+    assert FEW_TOKENS >= 8 * 16
 
 
 @given(st.lists(st.integers(1, 96), min_size=1, max_size=80), st.integers(0, 40))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import triton_python_backend_utils as pb_utils
 from tritonrag import contract
 from tritonrag.backend.conversions import Array, respond, response
 from tritonrag.errors import SetupError
-from tritonrag.padding import RUN_COST, Run, run_by_length
+from tritonrag.padding import Run
 
 
 class GraphModel:
@@ -51,16 +50,15 @@ class GraphModel:
         return response(*(pb_utils.Tensor(name, values) for name, values in pairs))
 
 
-def by_length(config: dict[str, Any], run: Run, run_cost: int = RUN_COST) -> Run:
-    """Return a run without the padding of an encoder that gives one vector for each text.
+def pools(config: dict[str, Any]) -> bool:
+    """Return whether a parsed ``config.pbtxt`` is of an encoder that gives one vector for a text.
 
-    Any other graph is run as it is. ``run_cost`` is what a run costs by itself, in tokens.
+    Such a graph can be run without the padding of its batch: ``tritonrag.padding``.
     """
-    mask = contract.ATTENTION_MASK.name
     ranks = {len(each["dims"]) for each in (*config["input"], *config["output"])}
-    if ranks != {1} or mask not in {each["name"] for each in config["input"]}:
-        return run
-    return partial(run_by_length, run, mask=mask, run_cost=run_cost)
+    return ranks == {1} and contract.ATTENTION_MASK.name in {
+        each["name"] for each in config["input"]
+    }
 
 
 def graph_file(version_folder: Path) -> Path:

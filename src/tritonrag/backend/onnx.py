@@ -7,27 +7,31 @@ and refuses to load with any other, rather than to ignore it.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import onnxruntime as ort
 
+from tritonrag import contract
 from tritonrag.backend.graphs import (
     GraphModel,
-    by_length,
     graph_file,
     integer,
     parameters,
+    pools,
     refusal,
 )
 from tritonrag.errors import SetupError
-from tritonrag.padding import Run
+from tritonrag.padding import Cut, Run, run_by_length
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
-CUDA_RUN_COST = 4096
-"""What a run costs by itself on a GPU, in tokens: its kernels are started one by one."""
+CUDA_CUT = Cut(run_cost=4096, run_tokens=1 << 30)
+"""On a GPU a run costs by itself what thousands of tokens do: kernels are started one by one."""
+MASK = contract.ATTENTION_MASK.name
 
 _LEVELS = {
     -1: ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
@@ -79,19 +83,41 @@ def onnx_graph(config: dict[str, Any], version_folder: Path, device: int | None 
         SetupError: there is no model file, the config has an option not honoured here, or CUDA
             cannot be used although this ONNX Runtime has it.
     """
-    on_cuda = device is not None and CUDA in ort.get_available_providers()
-    providers = [(CUDA, {"device_id": device}), CPU] if on_cuda else [CPU]
-    session = ort.InferenceSession(
-        graph_file(version_folder), session_options(config), providers=providers
-    )
-    if on_cuda and CUDA not in session.get_providers():
+    path, options = graph_file(version_folder), session_options(config)
+    if device is None or CUDA not in ort.get_available_providers():
+        return _on_cpu(config, path, options)
+    session = ort.InferenceSession(path, options, providers=[(CUDA, {"device_id": device}), CPU])
+    if CUDA not in session.get_providers():
         raise SetupError(
             "ONNX Runtime cannot use CUDA: the log says which library is missing; put CUDA's and "
             "cuDNN's on the loader's path, or set the kind of the instance group to KIND_CPU"
         )
-    outputs = [each["name"] for each in config["output"]]
-    run = partial(session.run, outputs)
-    return by_length(config, run, CUDA_RUN_COST) if on_cuda else by_length(config, run)
+    run = _run(session, config)
+    return partial(run_by_length, run, mask=MASK, cut=CUDA_CUT) if pools(config) else run
+
+
+def _on_cpu(config: dict[str, Any], path: Path, options: ort.SessionOptions) -> Run:
+    """Return a run on the CPU: of one text on all threads, of a batch one thread for each part.
+
+    Threads that share the operators of one graph wait for each other at each; where other processes
+    take a core now and then, all of them wait. Parts of a batch need no such company.
+    """
+    run = _run(ort.InferenceSession(path, options, providers=[CPU]), config)
+    if not pools(config):
+        return run
+    threads = options.intra_op_num_threads or len(os.sched_getaffinity(0))
+    if threads == 1:
+        return partial(run_by_length, run, mask=MASK)
+    options.intra_op_num_threads = 1
+    alone = _run(ort.InferenceSession(path, options, providers=[CPU]), config)
+    workers = ThreadPoolExecutor(threads, thread_name_prefix="embed")
+    return partial(
+        run_by_length, run, mask=MASK, cut=Cut(at_once=threads), at_once=partial(workers.map, alone)
+    )
+
+
+def _run(session: ort.InferenceSession, config: dict[str, Any]) -> Run:
+    return partial(session.run, [each["name"] for each in config["output"]])
 
 
 def session_options(config: dict[str, Any]) -> ort.SessionOptions:

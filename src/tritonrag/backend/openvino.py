@@ -6,20 +6,22 @@ with the parameters below, named and meant as there; any other is refused.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from tritonrag import contract
 from tritonrag.backend.conversions import Array
 from tritonrag.backend.graphs import (
     GraphModel,
-    by_length,
     graph_file,
     integer,
     parameters,
+    pools,
     refusal,
 )
 from tritonrag.errors import SetupError
-from tritonrag.padding import Run
+from tritonrag.padding import Run, run_by_length
 
 try:
     import openvino
@@ -54,7 +56,7 @@ def openvino_graph(config: dict[str, Any], version_folder: Path) -> Run:
         found = request.infer(feed, share_inputs=True)
         return [found[output] for output in outputs]
 
-    return by_length(config, run)
+    return partial(run_by_length, run, mask=contract.ATTENTION_MASK.name) if pools(config) else run
 
 
 def properties(config: dict[str, Any], *, bf16: bool) -> dict[str, str | int]:
