@@ -262,7 +262,7 @@ def _rounds(bench: Bench, plan: Plan, deadline: float) -> list[Round]:
     took = 0.0
     for number in range(1, plan.rounds + 1):
         began = time.monotonic()
-        if began + took > deadline:
+        if rounds and began + took > deadline:
             say(f"{plan.rounds - len(rounds)} rounds left out, time is up")
             break
         say(f"round {number} of {plan.rounds}")

@@ -141,3 +141,33 @@ def test_thread_counts_and_execution_mode_reach_the_session() -> None:
     assert options.intra_op_num_threads == 2
     assert options.inter_op_num_threads == 3
     assert options.execution_mode == ort.ExecutionMode.ORT_PARALLEL
+
+
+CONFIG = {
+    "input": [{"name": name, "dims": [-1]} for name in ("input_ids", "attention_mask")],
+    "output": [{"name": "sentence_embedding", "dims": [-1]}],
+}
+
+
+def test_a_gpu_without_cuda_in_onnx_runtime_leaves_the_graph_on_the_cpu(repository: Path) -> None:
+    """Triton reads KIND_AUTO as the GPU wherever there is one."""
+    feed = {"input_ids": np.array([[2, 3]]), "attention_mask": np.array([[1, 1]])}
+    with pb_fake.installed():
+        from tritonrag.backend.onnx import onnx_graph
+
+        on_gpu = onnx_graph(CONFIG, repository / "embed" / "1", device=0)
+        on_cpu = onnx_graph(CONFIG, repository / "embed" / "1")
+
+    np.testing.assert_array_equal(on_gpu(feed)[0], on_cpu(feed)[0])
+
+
+def test_cuda_that_cannot_be_used_is_an_error_with_the_remedy(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ONNX Runtime goes on with the CPU where a library of CUDA's is missing."""
+    with pb_fake.installed():
+        from tritonrag.backend.onnx import CPU, CUDA, onnx_graph
+
+        monkeypatch.setattr(ort, "get_available_providers", lambda: [CUDA, CPU])
+        with pytest.raises(SetupError, match=r"cannot use CUDA.*or set the kind .* to KIND_CPU"):
+            onnx_graph(CONFIG, repository / "embed" / "1", device=0)
