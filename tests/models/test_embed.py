@@ -161,6 +161,7 @@ def test_a_gpu_without_cuda_in_onnx_runtime_leaves_the_graph_on_the_cpu(reposito
     np.testing.assert_array_equal(on_gpu(feed)[0], on_cpu(feed)[0])
 
 
+@pytest.mark.filterwarnings("ignore:Specified provider")
 def test_cuda_that_cannot_be_used_is_an_error_with_the_remedy(
     repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
