@@ -19,6 +19,9 @@ Rows = npt.NDArray[np.int64]
 Run = Callable[[dict[str, Array]], Sequence[Array]]
 """Inputs by name, ``[batch, …]``, to outputs, ``[batch, …]`` too."""
 
+AtOnce = Callable[[list[dict[str, Array]]], Iterable[Sequence[Array]]]
+"""The inputs of several runs to the outputs of each, in their order."""
+
 LENGTH_STEP = 8
 """Lengths of runs are rounded up to this: kernels and memory plans are kept for each shape."""
 
@@ -47,12 +50,15 @@ class Cut:
     at_once: int = 1
 
 
+ONE_BY_ONE = Cut()
+
+
 def run_by_length(
     run: Run,
     inputs: Mapping[str, Array],
     mask: str,
-    cut: Cut = Cut(),
-    at_once: Callable[[list[dict[str, Array]]], Iterable[Sequence[Array]]] | None = None,
+    cut: Cut = ONE_BY_ONE,
+    at_once: AtOnce | None = None,
 ) -> list[Array]:
     """Return the outputs of ``run`` for a padded batch, rows in their order.
 
@@ -61,7 +67,7 @@ def run_by_length(
         inputs: all ``[batch, length]``; padding comes last in each row.
         mask: the name of the input that is 0 where there is padding.
         cut: how to cut the batch.
-        at_once: makes several runs at a time, in any order, and returns their outputs in order.
+        at_once: makes several runs at a time; without it, ``run`` makes one after another.
     """
     runs = pieces(lengths(inputs[mask]), inputs[mask].shape[1], cut)
     feeds = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ import triton_python_backend_utils as pb_utils
 from tritonrag import contract
 from tritonrag.backend.conversions import Array, respond, response
 from tritonrag.errors import SetupError
-from tritonrag.padding import Run
+from tritonrag.padding import ONE_BY_ONE, AtOnce, Cut, Run, run_by_length
+
+MASK = contract.ATTENTION_MASK.name
 
 
 class GraphModel:
@@ -50,15 +53,22 @@ class GraphModel:
         return response(*(pb_utils.Tensor(name, values) for name, values in pairs))
 
 
-def pools(config: dict[str, Any]) -> bool:
-    """Return whether a parsed ``config.pbtxt`` is of an encoder that gives one vector for a text.
+def by_length(
+    config: dict[str, Any], run: Run, cut: Cut = ONE_BY_ONE, at_once: AtOnce | None = None
+) -> Run:
+    """Return a run without the padding of an encoder's batches, cut as ``run_by_length`` does.
 
-    Such a graph can be run without the padding of its batch: ``tritonrag.padding``.
+    Any other graph is run as it is.
     """
+    if not pools(config):
+        return run
+    return partial(run_by_length, run, mask=MASK, cut=cut, at_once=at_once)
+
+
+def pools(config: dict[str, Any]) -> bool:
+    """Return whether a parsed ``config.pbtxt`` is of an encoder with one vector for each text."""
     ranks = {len(each["dims"]) for each in (*config["input"], *config["output"])}
-    return ranks == {1} and contract.ATTENTION_MASK.name in {
-        each["name"] for each in config["input"]
-    }
+    return ranks == {1} and MASK in {each["name"] for each in config["input"]}
 
 
 def graph_file(version_folder: Path) -> Path:

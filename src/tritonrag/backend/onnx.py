@@ -16,9 +16,9 @@ from typing import Any
 
 import onnxruntime as ort
 
-from tritonrag import contract
 from tritonrag.backend.graphs import (
     GraphModel,
+    by_length,
     graph_file,
     integer,
     parameters,
@@ -26,12 +26,11 @@ from tritonrag.backend.graphs import (
     refusal,
 )
 from tritonrag.errors import SetupError
-from tritonrag.padding import Cut, Run, run_by_length
+from tritonrag.padding import Cut, Run
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 CUDA_CUT = Cut(run_cost=4096, run_tokens=1 << 30)
 """On a GPU a run costs by itself what thousands of tokens do: kernels are started one by one."""
-MASK = contract.ATTENTION_MASK.name
 
 _LEVELS = {
     -1: ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
@@ -92,8 +91,7 @@ def onnx_graph(config: dict[str, Any], version_folder: Path, device: int | None 
             "ONNX Runtime cannot use CUDA: the log says which library is missing; put CUDA's and "
             "cuDNN's on the loader's path, or set the kind of the instance group to KIND_CPU"
         )
-    run = _run(session, config)
-    return partial(run_by_length, run, mask=MASK, cut=CUDA_CUT) if pools(config) else run
+    return by_length(config, _run(session, config), CUDA_CUT)
 
 
 def _on_cpu(config: dict[str, Any], path: Path, options: ort.SessionOptions) -> Run:
@@ -103,17 +101,13 @@ def _on_cpu(config: dict[str, Any], path: Path, options: ort.SessionOptions) -> 
     take a core now and then, all of them wait. Parts of a batch need no such company.
     """
     run = _run(ort.InferenceSession(path, options, providers=[CPU]), config)
-    if not pools(config):
-        return run
     threads = options.intra_op_num_threads or len(os.sched_getaffinity(0))
-    if threads == 1:
-        return partial(run_by_length, run, mask=MASK)
+    if threads == 1 or not pools(config):
+        return by_length(config, run)
     options.intra_op_num_threads = 1
     alone = _run(ort.InferenceSession(path, options, providers=[CPU]), config)
     workers = ThreadPoolExecutor(threads, thread_name_prefix="embed")
-    return partial(
-        run_by_length, run, mask=MASK, cut=Cut(at_once=threads), at_once=partial(workers.map, alone)
-    )
+    return by_length(config, run, Cut(at_once=threads), partial(workers.map, alone))
 
 
 def _run(session: ort.InferenceSession, config: dict[str, Any]) -> Run:

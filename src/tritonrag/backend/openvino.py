@@ -6,22 +6,20 @@ with the parameters below, named and meant as there; any other is refused.
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tritonrag import contract
 from tritonrag.backend.conversions import Array
 from tritonrag.backend.graphs import (
     GraphModel,
+    by_length,
     graph_file,
     integer,
     parameters,
-    pools,
     refusal,
 )
 from tritonrag.errors import SetupError
-from tritonrag.padding import Run, run_by_length
+from tritonrag.padding import Run
 
 try:
     import openvino
@@ -56,7 +54,7 @@ def openvino_graph(config: dict[str, Any], version_folder: Path) -> Run:
         found = request.infer(feed, share_inputs=True)
         return [found[output] for output in outputs]
 
-    return partial(run_by_length, run, mask=contract.ATTENTION_MASK.name) if pools(config) else run
+    return by_length(config, run)
 
 
 def properties(config: dict[str, Any], *, bf16: bool) -> dict[str, str | int]:

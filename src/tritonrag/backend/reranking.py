@@ -12,6 +12,7 @@ import onnxruntime as ort
 from tritonrag import contract
 from tritonrag.artifacts import RerankerManifest, reranker_dir
 from tritonrag.backend.conversions import column, log_info, rows, strings
+from tritonrag.backend.onnx import CPU, CUDA
 from tritonrag.backend.ranking import write_rows
 from tritonrag.contract import DEFAULT_TOP_K, MAX_TOP_K
 from tritonrag.errors import InternalError, InvalidRequest, SetupError
@@ -29,7 +30,6 @@ from tritonrag.reranking import (
 from tritonrag.settings import ModelArgs
 from tritonrag.tokenizing import check_text
 
-CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 DEVICES = ("auto", "cpu", "cuda")
 
 

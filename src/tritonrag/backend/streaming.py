@@ -124,7 +124,9 @@ class ResponseSink:
 
         Not after the last response: Triton 2.51 ends with a segmentation fault.
         """
-        self._cancelled = self._cancelled or (not self.ended and bool(self._sender.is_cancelled()))
+        with contextlib.suppress(Exception):  # the streams of others go on
+            if not self.ended and self._sender.is_cancelled():
+                self._cancelled = True
 
     def send_ready(self) -> bool:
         """Send what has come since the last time, text as one response; return if there was any."""
