@@ -58,4 +58,5 @@ CMD ["serve.sh", "--model-repository=/models", "--exit-timeout-secs=30", \
     "--model-control-mode=explicit", "--model-config-name=live", \
     "--load-model=tokenize", "--load-model=embed", "--load-model=retrieve", \
     "--load-model=prompt", "--load-model=generate", \
-    "--load-model=embed_text", "--load-model=search", "--load-model=rag"]
+    "--load-model=embed_text", "--load-model=search", "--load-model=rag", \
+    "--load-model=cancel"]
