@@ -61,4 +61,5 @@ CMD ["tritonrag", "supervise", "--watchdog-address=0.0.0.0", "--", \
     "--model-control-mode=explicit", "--model-config-name=live", \
     "--load-model=tokenize", "--load-model=embed", "--load-model=retrieve", \
     "--load-model=prompt", "--load-model=generate", \
-    "--load-model=embed_text", "--load-model=search", "--load-model=rag"]
+    "--load-model=embed_text", "--load-model=search", "--load-model=rag", \
+    "--load-model=cancel"]

@@ -9,8 +9,8 @@ from __future__ import annotations
 import argparse
 import json
 import queue
+import secrets
 import sys
-import uuid
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ def tensor(name: str, datatype: str, value: Any) -> triton.InferInput:
 
 
 def triton_dtype(datatype: str) -> type[np.generic]:
-    return {"BYTES": np.object_, "INT32": np.int32, "BOOL": np.bool_}[datatype]
+    return {"BYTES": np.object_, "INT32": np.int32}[datatype]
 
 
 def text(result: triton.InferResult, name: str) -> str:
@@ -33,11 +33,11 @@ def text(result: triton.InferResult, name: str) -> str:
 
 
 def answer(client: triton.InferenceServerClient, question: str, top_k: int) -> None:
-    inputs = [tensor("question", "BYTES", question.encode()), tensor("top_k", "INT32", top_k)]
-    request_id = uuid.uuid4().hex
+    key = tensor("cancel_key", "BYTES", secrets.token_urlsafe().encode())
+    inputs = [tensor("question", "BYTES", question.encode()), tensor("top_k", "INT32", top_k), key]
     responses: queue.Queue[Any] = queue.Queue()
     client.start_stream(lambda result, error: responses.put(error or result))
-    client.async_stream_infer("rag", inputs, request_id=request_id)
+    client.async_stream_infer("rag", inputs)
     finish_reason, citations = "", "[]"
     try:
         while not finish_reason:
@@ -49,9 +49,8 @@ def answer(client: triton.InferenceServerClient, question: str, top_k: int) -> N
             finish_reason = text(result, "finish_reason")
     except KeyboardInterrupt:
         # Closing the stream would not stop the generation: Triton does not tell a model that runs
-        # inside an ensemble. A request with the same id does.
-        inputs = [tensor("prompt", "BYTES", b""), tensor("cancel", "BOOL", True)]
-        client.async_stream_infer("generate", inputs, request_id=request_id)
+        # inside an ensemble. The key that only we know does.
+        client.async_stream_infer("cancel", [key])
     finally:
         client.stop_stream()
     print()

@@ -5,21 +5,21 @@
 Any language can do the same; in a shell:
 
     curl -N http://127.0.0.1:8000/v2/models/rag/generate_stream \\
-      -d '{"id": "1", "question": "When do carried-over days expire?"}'
+      -d '{"question": "When do carried-over days expire?", "cancel_key": "a secret, made anew"}'
 
 Closing the connection does not stop the generation (Triton does not tell a model inside an
-ensemble); a second request with the same id does:
+ensemble); a second request with its key does:
 
-    curl -N http://127.0.0.1:8000/v2/models/generate/generate_stream \\
-      -d '{"id": "1", "prompt": "", "cancel": true}'
+    curl -N http://127.0.0.1:8000/v2/models/cancel/generate_stream \\
+      -d '{"cancel_key": "a secret, made anew"}'
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import secrets
 import sys
-import uuid
 from collections.abc import Iterator
 from typing import Any
 from urllib.error import HTTPError
@@ -35,12 +35,11 @@ def events(url: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def answer(models: str, question: str) -> None:
-    request_id = uuid.uuid4().hex
+    key = secrets.token_urlsafe()
     finished, citations = False, []
     try:
-        for event in events(
-            f"{models}/rag/generate_stream", {"id": request_id, "question": question}
-        ):
+        body = {"question": question, "cancel_key": key}
+        for event in events(f"{models}/rag/generate_stream", body):
             if "error" in event:
                 sys.exit(event["error"])
             print(event["text"], end="", flush=True)
@@ -49,8 +48,7 @@ def answer(models: str, question: str) -> None:
             finished = bool(event["finish_reason"])
     finally:
         if not finished:
-            cancel = {"id": request_id, "prompt": "", "cancel": True}
-            list(events(f"{models}/generate/generate_stream", cancel))
+            list(events(f"{models}/cancel/generate_stream", {"cancel_key": key}))
     print()
     for citation in citations:
         print(f"[{citation['mark']}] {citation['source']}: {citation['location']}")

@@ -33,7 +33,7 @@ LIMITS = (
     ("mode", ", ".join(f"`{mode}`" for mode in contract.MODES)),
     ("min_score", "-1 to 1"),
     ("diversity", "0 to 1"),
-    ("max_tokens", "1 to the LLM's context"),
+    ("max_tokens", "1 to the LLM's context and the operator's cap"),
     ("temperature", f"0 to {contract.MAX_TEMPERATURE:g}"),
     ("stop", f"{contract.MAX_STOP_STRINGS} strings of 1 to {contract.MAX_STOP_BYTES} bytes"),
     (
@@ -46,6 +46,8 @@ LIMITS = (
         f"{contract.MAX_GROUPS} of 1 to {contract.MAX_GROUP_CHARS} characters, "
         f"{contract.MAX_GROUPS_BYTES} bytes of JSON",
     ),
+    ("cancel_key", f"{contract.MIN_KEY_BYTES} to {contract.MAX_KEY_BYTES} bytes of UTF-8"),
+    ("caller", f"{contract.MAX_CALLER_BYTES} bytes of UTF-8"),
     ("collection", f"`{contract.COLLECTION_PATTERN}`"),
     ("batch of a stateless model", str(contract.MAX_BATCH_SIZE)),
 )

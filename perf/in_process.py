@@ -168,7 +168,7 @@ class BareEngine:
     def _generation(self, prompt: str, citations: Sequence[dict[str, Any]]) -> Generation:
         kept = tuple((each["mark"], each["text"]) for each in citations if each["mark"])
         grounding = self._engine.grounding if kept else "free"
-        return Generation("", prompt, kept, max_tokens=self._max_tokens, grounding=grounding)
+        return Generation(prompt, kept, max_tokens=self._max_tokens, grounding=grounding)
 
 
 class DirectGenai:

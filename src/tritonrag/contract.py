@@ -71,6 +71,13 @@ DEFAULT_MODE = DENSE
 ROLES = ("query", "passage")
 """What a text is to the embedder: some models put a different prefix before each."""
 
+MIN_KEY_BYTES, MAX_KEY_BYTES = 16, 128
+"""Length of the secret that stops a generation, in bytes of UTF-8: too long to be guessed, too
+short to fill a server's memory with."""
+
+MAX_CALLER_BYTES = 256
+"""Longest name of a caller, in bytes of UTF-8."""
+
 GROUNDINGS = ("free", "quote")
 """``free``: the LLM words the answer. ``quote``: whole sentences of the passages only."""
 
@@ -191,7 +198,8 @@ CITATIONS = TensorSpec(
 )  # fmt: skip
 MAX_TOKENS = TensorSpec(
     "max_tokens", "INT32", (1,),
-    f"most tokens to generate, 1 to the model's context (default {DEFAULT_MAX_TOKENS})", True,
+    f"most tokens to generate, 1 to the model's context and the operator's cap (default "
+    f"{DEFAULT_MAX_TOKENS}, or the cap)", True,
 )  # fmt: skip
 TEMPERATURE = TensorSpec(
     "temperature", "FP32", (1,), f"0 (greedy, default) to {MAX_TEMPERATURE:g}", True
@@ -213,17 +221,48 @@ STOP = TensorSpec(
 GROUNDING = TensorSpec(
     "grounding", "STRING", (1,), "`free` or `quote` (default: the model's own)", True
 )
+CANCEL_KEY = TensorSpec(
+    "cancel_key",
+    "STRING",
+    (1,),
+    f"a secret, {MIN_KEY_BYTES} to {MAX_KEY_BYTES} bytes of UTF-8, new for each request: whoever "
+    "sends it to `cancel` stops this generation. Without one no message can",
+    optional=True,
+)
+CALLER = TensorSpec(
+    "caller",
+    "STRING",
+    (1,),
+    f"who asks, at most {MAX_CALLER_BYTES} bytes of UTF-8: generations that wait are taken from "
+    "each caller in turn, and the operator may cap those of one caller (default: all who name "
+    "none are one). For the gateway to set, as `groups`: the server believes it",
+    optional=True,
+)
 CANCEL = TensorSpec(
-    "cancel", "BOOL", (1,),
-    "true: stop the generation whose request id this request carries; `prompt` may be empty", True,
-)  # fmt: skip
+    "cancel",
+    "STRING",
+    (1,),
+    "the `cancel_key` of a generation: stops it, also one that comes up to 30 s later, and makes "
+    "this request no generation of its own. The answer is the same whether there is one",
+    optional=True,
+)
+KEY_TO_CANCEL = TensorSpec(
+    "cancel_key", "STRING", (1,), "the `cancel_key` that the request to stop was sent with"
+)
+CANCELLED = TensorSpec(
+    "finish_reason",
+    "STRING",
+    (1,),
+    "`cancelled`, whether there is such a generation or not",
+)
 ANSWER = TensorSpec("text", "STRING", (1,), "text generated since the last response")
 FIRST_CITATIONS = TensorSpec(
     "citations", "STRING", (1,), "in the first response the citations, later empty"
 )
 FINISH_REASON = TensorSpec(
     "finish_reason", "STRING", (1,),
-    "in the last response `stop`, `length`, `cancelled` or `error`, before that empty",
+    "in the last response `stop`, `length` (the tokens, or the operator's seconds, are spent), "
+    "`cancelled` or `error`, before that empty",
 )  # fmt: skip
 USAGE = TensorSpec(
     "usage", "STRING", (1,),
@@ -235,6 +274,7 @@ _LISTING = (MODE, MIN_SCORE, DIVERSITY, MERGE)
 _SEARCH_OPTIONS = (COLLECTION, TOP_K, FILTER, GROUPS, *_LISTING)
 _RERANKED_SEARCH_OPTIONS = (COLLECTION, TOP_K, RETRIEVE_K, FILTER, GROUPS, *_LISTING)
 _SAMPLING = (MAX_TOKENS, TEMPERATURE, TOP_P, TOP_K_SAMPLING, SEED, STOP, GROUNDING)
+_OWN = (CANCEL_KEY, CALLER)
 _STREAM = (ANSWER, FIRST_CITATIONS, FINISH_REASON, USAGE)
 
 MODELS: dict[str, ModelSpec] = {
@@ -265,7 +305,7 @@ MODELS: dict[str, ModelSpec] = {
         ),
         ModelSpec(
             "generate", "python", "Prompt to a stream of text, batched continuously by the engine.",
-            (PROMPT, _optional(CITATIONS), *_SAMPLING, CANCEL), _STREAM,
+            (_optional(PROMPT), _optional(CITATIONS), *_SAMPLING, *_OWN, CANCEL), _STREAM,
             max_batch_size=1, decoupled=True,
         ),
         ModelSpec(
@@ -279,9 +319,16 @@ MODELS: dict[str, ModelSpec] = {
         ),
         ModelSpec(
             "rag", "ensemble", "Question to a streamed answer with citations.",
-            (QUESTION, *_SEARCH_OPTIONS, HISTORY, *_SAMPLING), _STREAM,
+            (QUESTION, *_SEARCH_OPTIONS, HISTORY, *_SAMPLING, *_OWN), _STREAM,
             max_batch_size=1, decoupled=True,
             steps=("tokenize", "embed", "retrieve", "prompt", "generate"),
+        ),
+        ModelSpec(
+            "cancel", "ensemble",
+            "Stops an answer of `rag`, for whoever has its key. A gateway opens it with `search` "
+            "and `rag`, and keeps `generate` to itself.",
+            (KEY_TO_CANCEL,), (CANCELLED,),
+            max_batch_size=1, decoupled=True, steps=("generate",),
         ),
     )
 }  # fmt: skip
@@ -297,7 +344,7 @@ VARIANTS: dict[str, dict[str, ModelSpec]] = {
         ),
         "rag": replace(
             MODELS["rag"],
-            inputs=(QUESTION, *_RERANKED_SEARCH_OPTIONS, HISTORY, *_SAMPLING),
+            inputs=(QUESTION, *_RERANKED_SEARCH_OPTIONS, HISTORY, *_SAMPLING, *_OWN),
             steps=("tokenize", "embed", "retrieve", RERANK, "prompt", "generate"),
         ),
     },

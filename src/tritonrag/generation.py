@@ -13,10 +13,13 @@ from typing import Protocol
 from tritonrag.contract import (
     DEFAULT_MAX_TOKENS,
     GROUNDINGS,
+    MAX_CALLER_BYTES,
+    MAX_KEY_BYTES,
     MAX_PROMPT_BYTES,
     MAX_STOP_BYTES,
     MAX_STOP_STRINGS,
     MAX_TEMPERATURE,
+    MIN_KEY_BYTES,
 )
 from tritonrag.errors import InvalidRequest, TritonragError
 
@@ -25,11 +28,12 @@ from tritonrag.errors import InvalidRequest, TritonragError
 class Generation:
     """One request to an engine. ``passages`` are ``(mark number, text)`` of the citations.
 
+    ``cancel_key`` is the secret that stops it; with None nothing that a caller sends does.
+
     Raises:
         InvalidRequest: a value is out of the contract's range; the message names the field.
     """
 
-    id: str
     prompt: str
     passages: tuple[tuple[int, str], ...] = ()
     max_tokens: int = DEFAULT_MAX_TOKENS
@@ -39,6 +43,8 @@ class Generation:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     grounding: str = "free"
+    cancel_key: str | None = field(default=None, repr=False)
+    caller: str = ""
 
     def __post_init__(self) -> None:
         """Check every field against the contract."""
@@ -61,6 +67,21 @@ class Generation:
         )
         if self.grounding == "quote":
             _check(bool(self.passages), "citations", "none", "passages to quote (grounding=quote)")
+        if self.cancel_key is not None:
+            check_key("cancel_key", self.cancel_key)
+        size = len(self.caller.encode())
+        _check(size <= MAX_CALLER_BYTES, "caller", f"{size} bytes", f"at most {MAX_CALLER_BYTES}")
+
+
+def check_key(field_name: str, key: str) -> None:
+    """Check the length of a secret that stops a generation.
+
+    Raises:
+        InvalidRequest: it is too short or too long; the message does not hold it.
+    """
+    size = len(key.encode())
+    expected = f"a secret of {MIN_KEY_BYTES} to {MAX_KEY_BYTES} bytes"
+    _check(MIN_KEY_BYTES <= size <= MAX_KEY_BYTES, field_name, f"{size} bytes", expected)
 
 
 def room_for(generation: Generation, prompt_tokens: int, context: int) -> int:
@@ -110,7 +131,7 @@ class Sink(Protocol):
         """Take an error that came before any text."""
 
     def cancelled(self) -> bool:
-        """Return whether the caller has gone away."""
+        """Return whether the generation is to stop; an engine asks again and again."""
 
 
 class Engine(Protocol):
@@ -125,11 +146,8 @@ class Engine(Protocol):
 
         Raises:
             InvalidRequest: the engine cannot serve it, such as a prompt over its context.
-            Unavailable: its queue is full.
+            Unavailable: its queue is full, or it is stuck.
         """
-
-    def cancel(self, id: str) -> None:
-        """Stop the generations with this request id, also one that is yet to be submitted."""
 
     def close(self) -> None:
         """Stop everything and free the engine."""

@@ -323,7 +323,7 @@ def test_each_stop_token_ends_a_generation(copy: Path, tmp_path: Path, token: st
     engine = GenaiEngine(tmp_path / "repository", 1, queue_size=1, threads=1)
     try:
         sink = Ending()
-        engine.submit(Generation("r", "The river", max_tokens=20), sink)
+        engine.submit(Generation("The river", max_tokens=20), sink)
         assert sink.ended.wait(20)
     finally:
         engine.close()

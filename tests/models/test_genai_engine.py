@@ -37,6 +37,7 @@ class Recorder:
     usage: Usage = field(default_factory=Usage)
     ended: threading.Event = field(default_factory=threading.Event)
     gone: bool = False
+    """The generation is to stop."""
     at_first: Callable[[], None] = lambda: None
 
     def delta(self, text: str) -> None:
@@ -55,6 +56,9 @@ class Recorder:
 
     def cancelled(self) -> bool:
         return self.gone
+
+    def go(self) -> None:
+        self.gone = True
 
     def wait(self) -> Recorder:
         assert self.ended.wait(30), "the generation did not end"
@@ -82,30 +86,30 @@ def tokenizer() -> Tokenizer:
     return Tokenizer.from_file(str(REPOSITORY / LLM_DIR / "tokenizer.json"))
 
 
-def generate(engine: GenaiEngine, id: str = "r", prompt: str = "The", **options: Any) -> Recorder:
+def generate(engine: GenaiEngine, prompt: str = "The", **options: Any) -> Recorder:
     recorder = Recorder()
-    engine.submit(Generation(id, prompt, **options), recorder)
+    engine.submit(Generation(prompt, **options), recorder)
     return recorder
 
 
 LETTERS = tuple((n, f"The word {n} is {chr(96 + n) * 30}. ") for n in range(1, 9))
 
 
-def busy(engine: GenaiEngine, id: str) -> Recorder:
+def busy(engine: GenaiEngine, **options: Any) -> Recorder:
     """Start a generation of many tokens, whatever the model would rather say."""
     sentence = "and so on " * 38
     return generate(
-        engine, id, passages=((1, sentence + "."), (2, sentence + "!")), grounding="quote",
-        max_tokens=900,
+        engine, passages=((1, sentence + "."), (2, sentence + "!")), grounding="quote",
+        max_tokens=900, **options,
     )  # fmt: skip
 
 
 def test_the_answer_is_the_same_alone_and_among_others(engine: GenaiEngine) -> None:
     prompts = [f"Tell me about {word}" for word in ("leave", "bikes", "pay", "rooms", "travel")]
-    together = [generate(engine, p, p, max_tokens=24) for p in prompts]
+    together = [generate(engine, p, max_tokens=24) for p in prompts]
     texts = [recorder.wait().text for recorder in together]
 
-    alone = [generate(engine, p, p, max_tokens=24).wait().text for p in prompts]
+    alone = [generate(engine, p, max_tokens=24).wait().text for p in prompts]
 
     assert texts == alone
 
@@ -159,7 +163,7 @@ def test_quoted_answers_hold_only_sentences_of_the_passages(engine: GenaiEngine)
     )
     allowed = set(quotes(passages)) | {REFUSAL}
     recorders = [
-        generate(engine, str(n), f"Question {n}", passages=passages, grounding="quote",
+        generate(engine, f"Question {n}", passages=passages, grounding="quote",
                  max_tokens=900, temperature=n / 4)
         for n in range(8)
     ]  # fmt: skip
@@ -240,7 +244,7 @@ def test_after_a_failed_step_the_next_generation_works() -> None:
     engine = load()
     try:
         engine._engine = FailingOnce(engine)
-        broken = [busy(engine, str(n)) for n in range(2)]
+        broken = [busy(engine) for _ in range(2)]
         for recorder in broken:
             (end,) = recorder.wait().ends
             assert isinstance(end, InternalError) or end == "error"
@@ -255,55 +259,124 @@ def test_sampling_options_are_taken(engine: GenaiEngine) -> None:
     assert recorder.ends in (["stop"], ["length"])
 
 
-def test_cancel_while_running(engine: GenaiEngine) -> None:
-    recorder = Recorder(at_first=lambda: engine.cancel("a"))
-    engine.submit(Generation("a", "The", LETTERS, grounding="quote"), recorder)
+def test_stopped_while_running(engine: GenaiEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert genai.CANCEL_POLL_S < 0.5
+    monkeypatch.setattr(genai, "CANCEL_POLL_S", 0.0)  # the answer may be a few milliseconds long
+    recorder = Recorder()
+    recorder.at_first = recorder.go
+    engine.submit(Generation("The", LETTERS, grounding="quote"), recorder)
 
     assert recorder.wait().ends == ["cancelled"]
     assert len(recorder.deltas) < 5
 
 
-def test_cancel_while_waiting_for_a_place(engine: GenaiEngine) -> None:
+def test_stopped_while_waiting_for_a_place(engine: GenaiEngine) -> None:
     """The engine runs four at a time on a CPU; the rest wait."""
-    recorders = {str(n): busy(engine, str(n)) for n in range(8)}
-    engine.cancel("7")
+    recorders = [busy(engine) for _ in range(8)]
+    recorders[-1].go()
 
-    assert recorders["7"].wait().ends == ["cancelled"]
-    for id, recorder in recorders.items():
-        engine.cancel(id)
+    assert recorders[-1].wait().ends == ["cancelled"]
+    assert not recorders[-1].text
+    for recorder in recorders[:-1]:
+        recorder.go()
         assert recorder.wait().ends in (["cancelled"], ["stop"])
 
 
-def test_a_cancel_that_overtakes_its_request(engine: GenaiEngine) -> None:
-    engine.cancel("early")
-    recorder = generate(engine, "early", max_tokens=16).wait()
-
-    assert recorder.ends == ["cancelled"]
-    assert not recorder.text
-    assert generate(engine, "early", max_tokens=4).wait().ends != ["cancelled"]
-
-
-def test_a_caller_that_goes_away_stops_it(
-    engine: GenaiEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert genai.CANCEL_POLL_S < 0.5
-    monkeypatch.setattr(genai, "CANCEL_POLL_S", 0.0)  # the answer may be a few milliseconds long
+def test_one_that_is_to_stop_before_it_began_is_not_begun(engine: GenaiEngine) -> None:
     recorder = Recorder(gone=True)
-    engine.submit(Generation("a", "The", LETTERS, grounding="quote"), recorder)
+    engine.submit(Generation("The", LETTERS, grounding="quote"), recorder)
 
     assert recorder.wait().ends == ["cancelled"]
+    assert not recorder.text
+    assert generate(engine, max_tokens=4).wait().ends != ["cancelled"]
+
+
+def test_callers_take_turns(engine: GenaiEngine) -> None:
+    """Whoever asks one question waits for a place, not for all questions of another."""
+    gate = threading.Event()
+    engine._commands.put(lambda: gate.wait(10))
+    order: list[str] = []
+    many = [Recorder(at_first=lambda: order.append("many")) for _ in range(10)]
+    one = Recorder(at_first=lambda: order.append("one"))
+    for recorder in many:
+        engine.submit(
+            Generation("The", LETTERS, caller="a", max_tokens=8, grounding="quote"), recorder
+        )
+    engine.submit(Generation("The", LETTERS, caller="b", max_tokens=8, grounding="quote"), one)
+    gate.set()
+    for recorder in (*many, one):
+        recorder.wait()
+
+    assert "one" in order[:4]
+
+
+class Stuck:
+    """An engine whose steps wait for the test; all else is the real one's."""
+
+    def __init__(self, engine: GenaiEngine) -> None:
+        self._real = engine._engine
+        self.gate = threading.Event()
+        self.entered = threading.Event()
+
+    def run(self, events: Any) -> None:
+        self.entered.set()
+        assert self.gate.wait(10)
+        self._real.run(events)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+
+def test_an_engine_that_makes_no_step_takes_no_more_and_says_so() -> None:
+    engine = GenaiEngine(REPOSITORY, 1, queue_size=QUEUE_SIZE, threads=1, stall_seconds=0.2)
+    real = engine._engine
+    stuck = engine._engine = Stuck(engine)
+    try:
+        waiting = generate(engine, max_tokens=2)
+        assert stuck.entered.wait(5)
+        time.sleep(0.3)
+        asked = time.monotonic()
+        with pytest.raises(Unavailable, match="^generate: the engine has made no step for 0 s"):
+            generate(engine)
+        assert time.monotonic() - asked < 0.1
+        engine._engine = real
+        stuck.gate.set()
+        assert waiting.wait().ends in (["stop"], ["length"])
+        assert generate(engine, max_tokens=2).wait().ends in (["stop"], ["length"])
+    finally:
+        engine.close()
+
+
+def test_the_reading_of_a_long_prompt_is_no_stall() -> None:
+    """It is one step: the time that it took where the LLM was exported counts in."""
+    engine = GenaiEngine(REPOSITORY, 1, queue_size=QUEUE_SIZE, threads=1, stall_seconds=0.05)
+    engine._reading_s = 1.0  # a token
+    real = engine._engine
+    stuck = engine._engine = Stuck(engine)
+    try:
+        reading = generate(engine, prompt="leave " * 20, max_tokens=2)
+        assert stuck.entered.wait(5)
+        time.sleep(0.1)
+        other = generate(engine, max_tokens=2)
+        engine._engine = real
+        stuck.gate.set()
+        for recorder in (reading, other):
+            assert recorder.wait().ends in (["stop"], ["length"])
+    finally:
+        engine.close()
 
 
 def test_a_full_queue_is_unavailable_at_once_and_drains(engine: GenaiEngine) -> None:
     gate = threading.Event()
     engine._commands.put(lambda: gate.wait(10))  # the engine's thread stands still
-    recorders = [busy(engine, "many") for _ in range(QUEUE_SIZE)]
+    recorders = [busy(engine) for _ in range(QUEUE_SIZE)]
     asked = time.monotonic()
     with pytest.raises(Unavailable, match="queue is full"):
         generate(engine)
     assert time.monotonic() - asked < 0.5
     gate.set()
-    engine.cancel("many")
+    for recorder in recorders:
+        recorder.go()
     for recorder in recorders:
         recorder.wait()
 
@@ -331,7 +404,7 @@ def test_the_answer_ends_at_the_context(engine: GenaiEngine, tokenizer: Tokenize
 
 def test_close_ends_everything_and_takes_no_more() -> None:
     engine = load()
-    recorders = [busy(engine, str(n)) for n in range(6)]
+    recorders = [busy(engine) for _ in range(6)]
     engine.close()
 
     assert [recorder.wait().ends for recorder in recorders] == [["cancelled"]] * 6

@@ -14,9 +14,14 @@ import pb_fake
 import pytest
 
 import tritonrag.engines
+from tritonrag.contract import MAX_CALLER_BYTES, MAX_KEY_BYTES, MIN_KEY_BYTES
+from tritonrag.engines.caps import CappedEngine, Caps
 from tritonrag.errors import InternalError, Unavailable
 from tritonrag.generation import Generation, Sink, TextStream
 from tritonrag.prompting import NOTHING_FOUND
+
+CAPS = Caps(max_tokens=500, caller_generations=3)
+KEY = "a secret that only we know"
 
 CITATIONS = json.dumps(
     [
@@ -34,7 +39,7 @@ class ScriptedEngine:
     grounding: str = "quote"
     generations: list[Generation] = field(default_factory=list)
     streams: dict[str, TextStream] = field(default_factory=dict)
-    cancelled: list[str] = field(default_factory=list)
+    """By prompt."""
     full: bool = False
     closed: bool = False
 
@@ -42,12 +47,13 @@ class ScriptedEngine:
         if self.full:
             raise Unavailable("generate: its queue is full (0 generations); try again later")
         self.generations.append(generation)
-        self.streams[generation.id] = TextStream(sink, generation.stop)
+        self.streams[generation.prompt] = TextStream(sink, generation.stop)
 
-    def cancel(self, id: str) -> None:
-        self.cancelled.append(id)
-        if id in self.streams:
-            self.streams[id].finish("cancelled")
+    def poll(self) -> None:
+        """End what is to stop, as an engine does again and again."""
+        for stream in self.streams.values():
+            if stream.sink.cancelled():
+                stream.finish("cancelled")
 
     def close(self) -> None:
         self.closed = True
@@ -56,7 +62,9 @@ class ScriptedEngine:
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch) -> ScriptedEngine:
     engine = ScriptedEngine()
-    monkeypatch.setattr(tritonrag.engines, "load_engine", lambda args, models: engine)
+    monkeypatch.setattr(
+        tritonrag.engines, "load_engine", lambda args, models: CappedEngine(engine, CAPS)
+    )
     return engine
 
 
@@ -105,7 +113,7 @@ def rows(model: pb_fake.Served, request: pb_fake.InferenceRequest) -> list[tuple
 
 def test_every_response_fills_every_output(model: pb_fake.Served, engine: ScriptedEngine) -> None:
     """Citations come with the first text only, finish_reason and usage with the end only."""
-    request = model.request("r", prompt=["p"], citations=[CITATIONS])
+    request = model.request(prompt=["r"], citations=[CITATIONS])
     model.stream(request)
     for text in ("25", " days.", " [1] é"):
         engine.streams["r"].push(text)
@@ -127,7 +135,7 @@ def test_every_response_fills_every_output(model: pb_fake.Served, engine: Script
 def test_what_is_ready_together_goes_out_together(
     model: pb_fake.Served, engine: ScriptedEngine
 ) -> None:
-    request = model.request("r", prompt=["p"], citations=[CITATIONS])
+    request = model.request(prompt=["r"], citations=[CITATIONS])
     model.stream(request)
     busy = threading.Event()
     model.model._streams._outbox.post(Turn(busy.wait))
@@ -145,7 +153,7 @@ def test_what_is_ready_together_goes_out_together(
 def test_an_answer_without_text_still_has_its_citations(
     model: pb_fake.Served, engine: ScriptedEngine
 ) -> None:
-    request = model.request("r", prompt=["p"], citations=[CITATIONS])
+    request = model.request(prompt=["r"], citations=[CITATIONS])
     model.stream(request)
     engine.streams["r"].finish("length")
 
@@ -157,33 +165,35 @@ def test_an_answer_without_text_still_has_its_citations(
 def test_defaults_come_from_the_contract_and_the_engine(
     model: pb_fake.Served, engine: ScriptedEngine
 ) -> None:
-    model.stream(model.request("r", prompt=["p"], citations=[CITATIONS]))
-    model.stream(model.request("s", prompt=["p"]))
+    model.stream(model.request(prompt=["r"], citations=[CITATIONS]))
+    model.stream(model.request(prompt=["s"]))
 
     with_passages, without = engine.generations
     assert with_passages == Generation(
-        "r", "p", passages=((1, "25 days."), (2, "Ask Anna.")), max_tokens=256, grounding="quote"
+        "r", passages=((1, "25 days."), (2, "Ask Anna.")), max_tokens=256, grounding="quote"
     )
     assert without.grounding == "free", "there is nothing to quote"
 
 
 def test_every_option_reaches_the_engine(model: pb_fake.Served, engine: ScriptedEngine) -> None:
     request = model.request(
-        "r", prompt=["p"], citations=[CITATIONS], max_tokens=[7], temperature=[0.5], top_p=[0.25],
+        prompt=["r"], citations=[CITATIONS], max_tokens=[7], temperature=[0.5], top_p=[0.25],
         top_k_sampling=[9], seed=[2**40], stop=[["\n\n", "é"]], grounding=["free"],
+        cancel_key=[KEY], caller=["x"],
     )  # fmt: skip
     model.stream(request)
 
     (generation,) = engine.generations
     assert generation == Generation(
-        "r", "p", ((1, "25 days."), (2, "Ask Anna.")), 7, 0.5, 0.25, 9, 2**40, ("\n\n", "é"), "free"
-    )
+        "r", ((1, "25 days."), (2, "Ask Anna.")), 7, 0.5, 0.25, 9, 2**40, ("\n\n", "é"), "free",
+        KEY, "x",
+    )  # fmt: skip
 
 
 def test_an_empty_index_is_answered_without_the_engine(
     model: pb_fake.Served, engine: ScriptedEngine
 ) -> None:
-    request = model.request("r", prompt=[""], citations=["[]"])
+    request = model.request(prompt=[""], citations=["[]"])
     model.stream(request)
 
     first, last = rows(model, request)
@@ -220,14 +230,19 @@ def test_an_empty_index_is_answered_without_the_engine(
         ({"citations": ['[{"mark": 1, "text": null}]']}, "citations: expected a JSON list"),
         ({"citations": ["[" * 90000]}, "citations: expected a JSON list"),
         ({"citations": [r'[{"mark": 1, "text": "\ud83d"}]']}, "citations: expected a JSON list"),
-        ({"cancel": [True]}, "cancel: needs the request id"),
+        ({"cancel_key": ["k" * (MIN_KEY_BYTES - 1)]}, "cancel_key: is 15 bytes, expected"),
+        ({"cancel_key": ["k" * (MAX_KEY_BYTES + 1)]}, "cancel_key: is 129 bytes, expected"),
+        ({"cancel": [""]}, "cancel: is 0 bytes, expected a secret of 16 to 128 bytes"),
+        ({"cancel": ["k" * 10**6]}, "cancel: is 1000000 bytes, expected"),
+        ({"caller": ["c" * (MAX_CALLER_BYTES + 1)]}, "caller: is 257 bytes"),
+        ({"max_tokens": [501]}, "max_tokens: is 501, expected 1 to 500 (the operator's cap"),
     ],
 )
 def test_a_bad_request_fails_alone(
     model: pb_fake.Served, engine: ScriptedEngine, inputs: dict[str, Any], message: str
 ) -> None:
-    good = model.request("good", prompt=["p"])
-    bad = model.request("", **({"prompt": ["p"]} | inputs))
+    good = model.request(prompt=["good"])
+    bad = model.request(**({"prompt": ["p"]} | inputs))
     model.stream(bad, good)
     engine.streams["good"].finish("stop")
 
@@ -240,7 +255,7 @@ def test_a_bad_request_fails_alone(
 
 def test_a_full_queue_is_unavailable_at_once(model: pb_fake.Served, engine: ScriptedEngine) -> None:
     engine.full = True
-    request = model.request("r", prompt=["p"])
+    request = model.request(prompt=["r"])
     model.stream(request)
 
     (error,) = answers(model, request)
@@ -254,7 +269,7 @@ def test_an_unexpected_failure_tells_the_client_a_log_id_only(
         raise OSError("/secret/path")
 
     monkeypatch.setattr(engine, "submit", fail)
-    request = model.request("r", prompt=["p"])
+    request = model.request(prompt=["r"])
     model.stream(request)
 
     (error,) = answers(model, request)
@@ -263,31 +278,55 @@ def test_an_unexpected_failure_tells_the_client_a_log_id_only(
     assert error.message.rsplit(" ", 1)[1] in pb_fake.errors_logged()[0]
 
 
-def test_cancel_stops_the_generation_of_that_id(
+def test_the_key_stops_its_generation_and_no_other(
     model: pb_fake.Served, engine: ScriptedEngine
 ) -> None:
-    running, other = model.request("a", prompt=["p"]), model.request("b", prompt=["p"])
-    model.stream(running, other)
+    running = model.request(prompt=["a"], cancel_key=[KEY])
+    other, bare = model.request(prompt=["b"], cancel_key=[KEY + "!"]), model.request(prompt=["c"])
+    model.stream(running)
+    model.stream(other, model.request("r", prompt=["d"], caller=["x"]))
     engine.streams["a"].push("some")
-    cancel = model.request("a", prompt=[""], cancel=[True])
-    model.stream(cancel)
+    right, wrong = model.request(cancel=[KEY]), model.request("r", cancel=["a wrong secret key"])
+    model.stream(wrong, right, bare)
+    engine.poll()
 
-    assert engine.cancelled == ["a"]
     assert [row[2] for row in rows(model, running)] == ["", "cancelled"]
-    assert [row[2] for row in rows(model, cancel)] == ["cancelled"]
     assert not answers(model, other)
+    assert not answers(model, bare)
+    told = [[row[:3] for row in rows(model, each)] for each in (right, wrong)]
+    assert told == [[("", "", "cancelled")]] * 2, "the same answer"
 
 
-def test_cancel_false_is_an_ordinary_request(model: pb_fake.Served, engine: ScriptedEngine) -> None:
-    model.stream(model.request("a", prompt=["p"], cancel=[False]))
+def test_a_key_that_comes_first_stops_the_generation_that_follows(
+    model: pb_fake.Served, engine: ScriptedEngine
+) -> None:
+    """It is begun all the same: a probe wants to know whether the engine lives."""
+    request = model.request(prompt=["a"], cancel_key=[KEY])
+    model.stream(model.request(cancel=[KEY]), request)
+    engine.poll()
 
-    assert [each.id for each in engine.generations] == ["a"]
+    assert [row[2] for row in rows(model, request)] == ["cancelled"]
+
+
+def test_a_caller_has_so_many_at_a_time(model: pb_fake.Served, engine: ScriptedEngine) -> None:
+    *running, refused = (model.request(prompt=[name], caller=["x"]) for name in "abcd")
+    other = model.request(prompt=["o"])
+    model.stream(*running, refused, other)
+
+    (error,) = answers(model, refused)
+    assert error.code == "UNAVAILABLE"
+    assert error.message.startswith("generate: its caller has 3 generations")
+    assert not answers(model, other)
+    engine.streams["a"].finish("stop")
+    again = model.request(prompt=["e"], caller=["x"])
+    model.stream(again)
+    assert not answers(model, again)
 
 
 def test_an_engine_error_before_any_text_is_an_error(
     model: pb_fake.Served, engine: ScriptedEngine
 ) -> None:
-    request = model.request("a", prompt=["p"])
+    request = model.request(prompt=["a"])
     model.stream(request)
     engine.streams["a"].fail(InternalError("generate: the engine failed"))
 
@@ -298,7 +337,7 @@ def test_an_engine_error_before_any_text_is_an_error(
 def test_an_engine_error_after_text_ends_the_stream_as_error(
     model: pb_fake.Served, engine: ScriptedEngine
 ) -> None:
-    request = model.request("a", prompt=["p"])
+    request = model.request(prompt=["a"])
     model.stream(request)
     engine.streams["a"].push("half")
     engine.streams["a"].fail(InternalError("generate: the engine failed"))
@@ -309,7 +348,7 @@ def test_an_engine_error_after_text_ends_the_stream_as_error(
 
 
 def test_a_client_that_went_away_is_seen(model: pb_fake.Served, engine: ScriptedEngine) -> None:
-    request = model.request("a", prompt=["p"])
+    request = model.request(prompt=["a"])
     model.stream(request)
     sink = engine.streams["a"].sink
     assert not sink.cancelled()
@@ -327,7 +366,7 @@ def test_after_the_end_the_sender_is_left_alone(
 ) -> None:
     """The fake fails where the real sender would end the server's process."""
     for end in ("stop", InternalError("x")):
-        request = model.request("a", prompt=["p"])
+        request = model.request(prompt=["a"])
         model.stream(request)
         stream = engine.streams["a"]
         if isinstance(end, str):
@@ -344,7 +383,7 @@ def test_after_the_end_the_sender_is_left_alone(
 def test_text_that_cannot_be_sent_ends_that_stream_and_stops_the_engine(
     model: pb_fake.Served, engine: ScriptedEngine
 ) -> None:
-    request = model.request("a", prompt=["p"])
+    request = model.request(prompt=["a"])
     model.stream(request)
     engine.streams["a"].push("half a pair \ud83d")
     settle(model)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from servers import HANDBOOK, REPOSITORY, ROOT, Served, add, serve
+from servers import HANDBOOK, REPOSITORY, ROOT, Served, add, serve, set_parameters
 
 from tritonrag.artifacts import LLM_DIR
 
@@ -41,6 +41,7 @@ def endless(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     command += ["--precision", "fp32", "--grounding", "free", "--repository", str(repository)]
     exported = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert exported.returncode == 0, exported.stderr
+    set_parameters(repository, max_tokens=8192, max_seconds=600)
     (folder / "page.md").write_text("# Leave\n\nEmployees receive 28 days of leave per year.\n")
     for each in serve(folder, repository):
         add(each, folder / "page.md")

@@ -11,7 +11,7 @@ import numpy as np
 import tritonclient.grpc as triton
 
 DTYPES = {"top_k": np.int32, "retrieve_k": np.int32, "max_tokens": np.int32, "seed": np.int64,
-          "temperature": np.float32, "cancel": np.bool_, "top_p": np.float32,
+          "temperature": np.float32, "top_p": np.float32,
           "embedding": np.float32, "min_score": np.float32, "diversity": np.float32,
           "merge": np.bool_}  # fmt: skip
 
@@ -55,8 +55,8 @@ def stream(
             result = arrived.get(timeout=60)
             if isinstance(result, Exception):
                 raise result
-            if result.get_output("text") is not None:
-                outputs = ("text", "citations", "finish_reason", "usage")
+            outputs = [each.name for each in result.get_response().outputs]
+            if outputs:
                 yield {name: result.as_numpy(name).reshape(-1)[0].decode() for name in outputs}
             if result.get_response().parameters["triton_final_response"].bool_param:
                 return

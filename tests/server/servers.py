@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -43,6 +44,18 @@ def add(served: Served, path: Path) -> None:
     options = ["--url", served.grpc, "--index-dir", str(served.index_dir)]
     added = tritonrag("index", "add", str(path), *options)
     assert added.returncode == 0, added.stderr
+
+
+def set_parameters(repository: Path, **values: int) -> None:
+    """Set parameters of `generate` as an operator does, in its `config.pbtxt`."""
+    path = repository / "generate" / "config.pbtxt"
+    text = path.read_text()
+    for key, value in values.items():
+        text, found = re.subn(
+            f'(key: "{key}", value: {{ string_value: )"[0-9]*"', rf'\1"{value}"', text
+        )
+        assert found == 1, key
+    path.write_text(text)
 
 
 def tritonrag(*arguments: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:

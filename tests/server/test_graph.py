@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import time
-import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -179,17 +178,6 @@ def executions(served: Served, model: str) -> tuple[int, int]:
 
 
 LONG = {"max_tokens": 8000}
-
-
-def test_cancel_by_request_id_stops_a_generation(endless: Served) -> None:
-    request_id = uuid.uuid4().hex
-    responses = stream(endless.grpc, request_id=request_id, question=QUESTION, **LONG)
-    next(responses)
-    began = time.monotonic()
-    list(stream(endless.grpc, "generate", request_id, prompt="", cancel=True))
-    rest = list(responses)
-    assert rest[-1]["finish_reason"] == "cancelled"
-    assert time.monotonic() - began < 0.5
 
 
 def test_closing_a_stream_on_generate_stops_it(endless: Served) -> None:

@@ -33,6 +33,7 @@ from llm_parity import TEXTS as OWN_TEXTS  # noqa: E402
 
 TEXTS = OWN_TEXTS + PROMPTS
 TOKENS = 32
+KEY = "a secret that only we know"
 
 
 def with_models(folder: Path, *names: str) -> Path:
@@ -145,9 +146,9 @@ def test_vllm_answers_many_at_once(vllm: Served) -> None:
 
 
 def test_vllm_stops_at_a_cancel(vllm: Served) -> None:
-    responses = stream(vllm.grpc, "generate", "a", prompt="slow", max_tokens=150)
+    responses = stream(vllm.grpc, "generate", prompt="slow", max_tokens=150, cancel_key=KEY)
     next(responses)
-    list(stream(vllm.grpc, "generate", "a", prompt="", cancel=True))
+    list(stream(vllm.grpc, "generate", cancel=KEY))
     asked = time.monotonic()
 
     assert list(responses)[-1]["finish_reason"] == "cancelled"
@@ -214,9 +215,9 @@ def test_tensorrt_llm_is_given_the_sampling_parameters(tensorrt: Served) -> None
 def test_tensorrt_llm_ends_at_the_limit_at_a_stop_string_and_at_a_cancel(tensorrt: Served) -> None:
     assert text_of(tensorrt, "a b c", max_tokens=2)[:2] == ("a b", "length")
     assert text_of(tensorrt, "one two three", stop=["two"])[:2] == ("one ", "stop")
-    responses = stream(tensorrt.grpc, "generate", "a", prompt="slow", max_tokens=150)
+    responses = stream(tensorrt.grpc, "generate", prompt="slow", max_tokens=150, cancel_key=KEY)
     next(responses)
-    list(stream(tensorrt.grpc, "generate", "a", prompt="", cancel=True))
+    list(stream(tensorrt.grpc, "generate", cancel=KEY))
     assert list(responses)[-1]["finish_reason"] == "cancelled"
 
 

@@ -50,6 +50,12 @@ USAGE = {
 LOADED = (("search", "1"), ("rag", "1"), ("generate", "1"))
 
 
+def keys(triton: FakeTriton) -> list[str]:
+    """Return the secrets of the answers that were asked for, in their order."""
+    asked = (each for each in triton.models.requests if each.model in ("rag", "generate"))
+    return [key for each in asked for key in each.inputs.get("cancel_key", [])]
+
+
 class Fault(Exception):
     """An error of a model: gRPC's code, HTTP's status and Triton's message."""
 
@@ -73,7 +79,8 @@ class Models:
 
     def __init__(self) -> None:
         self.requests: list[Request] = []
-        self.cancelled: dict[str, float] = {}
+        self.cancelled: list[str] = []
+        """Keys, in the order of the cancels."""
         self.open = 0
         self.variant = ""
         self.hanging = threading.Event()
@@ -90,8 +97,9 @@ class Models:
 
     def stream(self, request: Request) -> Iterator[tuple[str, str, str, str]]:
         self.requests.append(request)
-        if request.inputs.get("cancel") == [True]:
-            self.cancelled[request.id] = time.monotonic()
+        if request.model == "cancel" or "cancel" in request.inputs:
+            (key,) = request.inputs.get("cancel_key") or request.inputs["cancel"]
+            self.cancelled.append(key)
             yield "", "", "cancelled", json.dumps(USAGE)
             return
         self._fail(request)
@@ -108,7 +116,7 @@ class Models:
         yield "Zoë ", json.dumps(CITATIONS, ensure_ascii=False), "", ""
         ends = time.monotonic() + 5
         while question == "endless" and time.monotonic() < ends:
-            if request.id in self.cancelled:
+            if set(request.inputs["cancel_key"]) & set(self.cancelled):
                 yield "", "", "cancelled", json.dumps(USAGE)
                 return
             yield "more ", "", "", ""

@@ -7,7 +7,7 @@ import gc
 import time
 
 import pytest
-from fake_triton import FakeTriton
+from fake_triton import FakeTriton, keys
 
 from tritonrag import errors
 from tritonrag.client import AsyncClient
@@ -24,7 +24,7 @@ async def cancelled(triton: FakeTriton) -> list[str]:
     ends = time.monotonic() + 2
     while not triton.models.cancelled and time.monotonic() < ends:
         await asyncio.sleep(0.005)
-    return list(triton.models.cancelled)
+    return triton.models.cancelled
 
 
 async def test_search_and_embed(triton: FakeTriton, protocol: str) -> None:
@@ -49,7 +49,11 @@ async def test_retrieve_k_needs_a_reranker(triton: FakeTriton, protocol: str) ->
             await client.ask("x", retrieve_k=9).read()
         triton.models.variant = RERANK
         await client.ask("x", retrieve_k=9).read()
-    assert triton.models.requests[-1].inputs == {"question": ["x"], "retrieve_k": [9]}
+    assert triton.models.requests[-1].inputs == {
+        "question": ["x"],
+        "retrieve_k": [9],
+        "cancel_key": keys(triton)[-1:],
+    }
 
 
 async def test_many_answers_at_once(triton: FakeTriton, protocol: str) -> None:
@@ -83,7 +87,7 @@ async def test_leaving_the_block_cancels(triton: FakeTriton, protocol: str) -> N
         async with client.ask("endless") as stream:
             async for _ in stream:
                 break
-        assert list(triton.models.cancelled) == [stream.request_id]
+        assert triton.models.cancelled == keys(triton)
 
 
 async def test_dropping_a_stream_cancels(triton: FakeTriton, protocol: str) -> None:
@@ -98,7 +102,7 @@ async def test_closing_the_client_cancels_what_runs(triton: FakeTriton, protocol
     async with connect(triton, protocol) as client:
         stream = client.ask("endless")
         await anext(stream)
-    assert list(triton.models.cancelled) == [stream.request_id]
+    assert triton.models.cancelled == keys(triton)
     await stream.close()
 
 
@@ -108,7 +112,7 @@ async def test_a_cancelled_task_cancels(triton: FakeTriton, protocol: str) -> No
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.1):
                 await stream.read()
-        assert list(triton.models.cancelled) == [stream.request_id]
+        assert triton.models.cancelled == keys(triton)
 
 
 async def test_cancel_ends_the_answer(triton: FakeTriton, protocol: str) -> None:

@@ -9,9 +9,10 @@ import sys
 import time
 
 import pytest
-from fake_triton import PASSAGE, FakeTriton
+from fake_triton import PASSAGE, FakeTriton, keys
 
 from tritonrag import cli
+from tritonrag.cli import serving
 
 
 @pytest.fixture
@@ -95,6 +96,20 @@ def test_an_error_is_one_line_and_a_status(
     assert (status, out) == (code, "")
     assert err.startswith(message)
     assert err.count("\n") == 1
+
+
+def test_a_probe_says_at_once_what_is_wrong(
+    run, triton: FakeTriton, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as an engine that is stuck: the cancel beforehand is answered, the question refused."""
+    monkeypatch.setattr(serving, "PROBE", "busy")
+    began = time.monotonic()
+    status, out, _ = run("status", "--url", triton.urls["grpc"], "--probe")
+
+    assert status == 1
+    assert "error: generate: its queue is full (1)" in out
+    assert time.monotonic() - began < 2
+    assert triton.models.cancelled == keys(triton)
 
 
 def test_ctrl_c_stops_the_generation_and_exits_130(triton: FakeTriton) -> None:

@@ -13,9 +13,16 @@ from tritonrag.client.marshalling import (
     embed_calls,
     encoder_call,
     search_result,
+    stream_call,
 )
 from tritonrag.client.wire import to_fields, to_json, to_protobuf, versions
-from tritonrag.contract import MODELS, PASSAGE_PRIORITY, RERANK
+from tritonrag.contract import (
+    MAX_KEY_BYTES,
+    MIN_KEY_BYTES,
+    MODELS,
+    PASSAGE_PRIORITY,
+    RERANK,
+)
 from tritonrag.errors import InternalError, InvalidRequest
 
 
@@ -63,9 +70,25 @@ def test_every_call_has_its_own_id() -> None:
     assert len({call("search", question="x").id for _ in range(100)}) == 100
 
 
-def test_a_cancel_carries_the_id_of_what_it_stops() -> None:
-    assert cancel_call("abc", 2).version == 2
-    assert to_fields(cancel_call("abc", 2)) == {"id": "abc", "prompt": "", "cancel": True}
+def test_a_cancel_carries_the_secret_of_what_it_stops() -> None:
+    asked = stream_call("rag", question="x")
+    stop = cancel_call(asked)
+    assert (stop.model.name, stop.version) == ("cancel", None)
+    assert to_fields(stop) == {"id": stop.id, "cancel_key": to_fields(asked)["cancel_key"]}
+
+    asked = stream_call("generate", 2, prompt="x")
+    stop = cancel_call(asked)
+    assert (stop.model.name, stop.version) == ("generate", 2)
+    assert to_fields(stop) == {"id": stop.id, "cancel": to_fields(asked)["cancel_key"]}
+
+
+def test_every_answer_has_a_secret_of_its_own_that_its_id_does_not_tell() -> None:
+    asked = [stream_call("rag", question="x") for _ in range(100)]
+    keys = {key for each in asked for key in each.values["cancel_key"]}
+
+    assert len(keys) == 100
+    assert all(MIN_KEY_BYTES < len(key) <= MAX_KEY_BYTES for key in keys)
+    assert keys.isdisjoint(each.id for each in asked)
 
 
 def test_embedding_one_string_by_mistake_is_refused() -> None:

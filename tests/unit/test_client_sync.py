@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from fake_triton import USAGE, FakeTriton
+from fake_triton import USAGE, FakeTriton, keys
 
 from tritonrag import errors
 from tritonrag.client import Client, Usage
@@ -119,6 +119,7 @@ def test_every_option_reaches_the_model(client: Client, triton: FakeTriton) -> N
         seed=2**40,
         stop=["a", "b"],
         grounding="free",
+        caller="ada",
     ).read()
 
     assert triton.models.requests[-1].model == "rag"
@@ -136,6 +137,8 @@ def test_every_option_reaches_the_model(client: Client, triton: FakeTriton) -> N
         "seed": [2**40],
         "stop": ["a", "b"],
         "grounding": ["free"],
+        "caller": ["ada"],
+        "cancel_key": keys(triton),
     }
 
 
@@ -146,7 +149,7 @@ def test_retrieve_k_reaches_a_server_with_a_reranker(client: Client, triton: Fak
 
     search, rag = triton.models.requests[-2:]
     assert search.inputs == {"question": ["x"], "top_k": [2], "retrieve_k": [30]}
-    assert rag.inputs == {"question": ["x"], "retrieve_k": [40]}
+    assert rag.inputs == {"question": ["x"], "retrieve_k": [40], "cancel_key": keys(triton)}
 
 
 def test_retrieve_k_without_a_reranker_says_what_to_do(client: Client) -> None:
@@ -158,7 +161,8 @@ def test_retrieve_k_without_a_reranker_says_what_to_do(client: Client) -> None:
 def test_generate_asks_the_bare_model(client: Client, triton: FakeTriton) -> None:
     assert client.generate("Once", stop="x").read().text == "Zoë has 25 days [1]."
     assert triton.models.requests[-1].model == "generate"
-    assert triton.models.requests[-1].inputs == {"prompt": ["Once"], "stop": ["x"]}
+    inputs = {"prompt": ["Once"], "stop": ["x"], "cancel_key": keys(triton)}
+    assert triton.models.requests[-1].inputs == inputs
 
 
 def test_many_answers_at_once_on_one_client(client: Client) -> None:
@@ -222,9 +226,18 @@ def test_leaving_the_block_cancels(client: Client, triton: FakeTriton) -> None:
     with client.ask("endless") as stream:
         for _ in stream:
             break
-    assert list(triton.models.cancelled) == [stream.request_id]
+    assert triton.models.cancelled == keys(triton)
     assert until(lambda: not triton.models.open)
     assert list(stream) == []
+
+
+def test_a_generation_is_cancelled_at_the_version_that_was_called(
+    client: Client, triton: FakeTriton
+) -> None:
+    with client.generate("endless") as stream:
+        next(stream)
+    assert triton.models.cancelled == keys(triton)
+    assert [each.model for each in triton.models.requests] == ["generate", "generate"]
 
 
 def test_dropping_a_stream_cancels(client: Client, triton: FakeTriton) -> None:
@@ -246,14 +259,14 @@ def test_ctrl_c_cancels(
     monkeypatch.setattr(stream._progress, "take", pressed)
     with pytest.raises(KeyboardInterrupt):
         next(stream)
-    assert list(triton.models.cancelled) == [stream.request_id]
+    assert triton.models.cancelled == keys(triton)
 
 
 def test_closing_the_client_cancels_what_runs(triton: FakeTriton, protocol: str) -> None:
     with Client(triton.urls[protocol], protocol) as client:
         stream = client.ask("endless")
         next(stream)
-    assert list(triton.models.cancelled) == [stream.request_id]
+    assert triton.models.cancelled == keys(triton)
     stream.close()
 
 

@@ -66,18 +66,22 @@ def streamed(pieces: list[str], *stop: str) -> Recorder:
         ({"stop": ("x" * 257,)}, "stop: is 'xxx"),
         ({"grounding": ""}, "grounding: is '', expected free or quote"),
         ({"grounding": "quote"}, "citations: is none"),
+        ({"cancel_key": ""}, "cancel_key: is 0 bytes, expected a secret of 16 to 128 bytes"),
+        ({"cancel_key": "k" * 15}, "cancel_key: is 15 bytes"),
+        ({"cancel_key": "é" * 65}, "cancel_key: is 130 bytes"),
+        ({"caller": "é" * 129}, "caller: is 258 bytes, expected at most 256"),
     ],
 )
 def test_a_value_out_of_range_is_named(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidRequest) as raised:
-        Generation(**({"id": "r", "prompt": "p"} | changes))
+        Generation(**({"prompt": "p"} | changes))
 
     assert str(raised.value).startswith(message)
 
 
 def test_the_limits_themselves_are_allowed() -> None:
     Generation(
-        "r", "p", ((1, "a"),), 1, 2.0, 1.0, 0, 0, ("x" * 256,) * 8, "quote"
+        "p", ((1, "a"),), 1, 2.0, 1.0, 0, 0, ("x" * 256,) * 8, "quote", "é" * 64, "é" * 128
     )  # fmt: skip
 
 

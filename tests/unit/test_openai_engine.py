@@ -231,9 +231,9 @@ def engine(shared_engine: OpenAiEngine, endpoint: Endpoint) -> OpenAiEngine:
     return shared_engine
 
 
-def generate(engine: OpenAiEngine, id: str = "r", prompt: str = "p", **options: Any) -> Recorder:
+def generate(engine: OpenAiEngine, prompt: str = "p", **options: Any) -> Recorder:
     recorder = Recorder()
-    engine.submit(Generation(id, prompt, **options), recorder)
+    engine.submit(Generation(prompt, **options), recorder)
     return recorder
 
 
@@ -382,52 +382,47 @@ def test_quote_is_refused(engine: OpenAiEngine) -> None:
         generate(engine, grounding="quote", passages=((1, "a"),))
 
 
-def test_cancel_stops_a_running_stream_and_hangs_up(
-    engine: OpenAiEngine, endpoint: Endpoint
-) -> None:
-    endpoint.replies = [trickles]
-    recorder = generate(engine, "a")
-    assert recorder.begun.wait(5)
-    engine.cancel("a")
-
-    assert recorder.wait().ends == ["cancelled"]
-    assert endpoint.hung_up.wait(5)
-
-
-def test_a_caller_that_goes_away_stops_it_too(engine: OpenAiEngine, endpoint: Endpoint) -> None:
+def test_one_that_is_to_stop_hangs_up(engine: OpenAiEngine, endpoint: Endpoint) -> None:
     endpoint.replies = [trickles]
     recorder = generate(engine)
     assert recorder.begun.wait(5)
     recorder.gone = True
 
     assert recorder.wait().ends == ["cancelled"]
+    assert endpoint.hung_up.wait(5)
 
 
-def test_a_cancel_right_after_the_request_still_ends_it(
+def test_one_that_is_to_stop_right_after_the_request_still_ends(
     engine: OpenAiEngine, endpoint: Endpoint
 ) -> None:
     """The task may then be cancelled before its first step."""
     endpoint.replies = [stalls()]
-    for _ in range(20):
-        recorder = generate(engine, "a")
-        engine.cancel("a")
+    for _ in range(3):
+        recorder = generate(engine)
+        recorder.gone = True
         assert recorder.wait().ends == ["cancelled"]
 
 
-def test_a_cancel_that_overtakes_its_request(engine: OpenAiEngine, endpoint: Endpoint) -> None:
-    engine.cancel("a")
+def test_one_that_is_to_stop_before_it_began_is_not_begun(
+    engine: OpenAiEngine, endpoint: Endpoint
+) -> None:
+    recorder = Recorder()
+    recorder.gone = True
+    engine.submit(Generation("p"), recorder)
 
-    assert generate(engine, "a").wait().ends == ["cancelled"]
+    assert recorder.wait().ends == ["cancelled"]
     assert not endpoint.bodies
-    assert generate(engine, "a").wait().ends == ["stop"]
+    assert generate(engine).wait().ends == ["stop"]
 
 
-def test_a_cancel_leaves_other_generations_alone(engine: OpenAiEngine, endpoint: Endpoint) -> None:
+def test_the_end_of_one_leaves_other_generations_alone(
+    engine: OpenAiEngine, endpoint: Endpoint
+) -> None:
     endpoint.replies = [trickles, says("ok")]
-    first = generate(engine, "a")
+    first = generate(engine)
     assert first.begun.wait(5)
-    second = generate(engine, "b")
-    engine.cancel("a")
+    second = generate(engine)
+    first.gone = True
 
     assert second.wait().ends == ["stop"]
 
@@ -436,11 +431,11 @@ def test_a_full_queue_is_unavailable_at_once_and_drains(
     engine: OpenAiEngine, endpoint: Endpoint
 ) -> None:
     endpoint.replies = [trickles]
-    running = [generate(engine, str(number)) for number in range(3)]
+    running = [generate(engine) for _ in range(3)]
     with pytest.raises(Unavailable, match="queue is full"):
         generate(engine)
-    for number, recorder in enumerate(running):
-        engine.cancel(str(number))
+    for recorder in running:
+        recorder.gone = True
         recorder.wait()
     endpoint.replies = [says("ok")]
 

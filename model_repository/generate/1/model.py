@@ -2,13 +2,15 @@
 
 | tensor                       | dtype  | shape |                                                  |
 |------------------------------|--------|-------|--------------------------------------------------|
-| in  prompt                   | STRING | [1]   |                                                  |
+| in  prompt (optional)        | STRING | [1]   | needed unless `cancel` is given                  |
 | in  citations (optional)     | STRING | [1]   | JSON list; passages that `quote` may use         |
 | in  max_tokens (optional)    | INT32  | [1]   | and temperature FP32, top_p FP32,                |
 |                              |        |       | top_k_sampling INT32, seed INT64                 |
 | in  stop (optional)          | STRING | [-1]  | strings that end the answer                      |
 | in  grounding (optional)     | STRING | [1]   | `free` or `quote`                                |
-| in  cancel (optional)        | BOOL   | [1]   | stop the generation of this request id           |
+| in  cancel_key (optional)    | STRING | [1]   | secret that stops this generation                |
+| in  caller (optional)        | STRING | [1]   | who asks, as the gateway says                    |
+| in  cancel (optional)        | STRING | [1]   | the `cancel_key` of a generation to stop         |
 | out text                     | STRING | [1]   | text since the last response                     |
 | out citations                | STRING | [1]   | first response only                              |
 | out finish_reason, usage     | STRING | [1]   | last response only                               |

@@ -16,8 +16,9 @@ import triton_python_backend_utils as pb_utils
 from tritonrag import contract
 from tritonrag.backend.conversions import error_response, response, single, strings, tensor
 from tritonrag.contract import MODELS
+from tritonrag.engines.caps import CappedEngine
 from tritonrag.errors import InvalidRequest
-from tritonrag.generation import Engine, Generation, Usage
+from tritonrag.generation import Generation, Usage, check_key
 from tritonrag.prompting import NOTHING_FOUND
 
 PACE_S = 0.01
@@ -116,7 +117,7 @@ class ResponseSink:
         self._post(error)
 
     def cancelled(self) -> bool:
-        """Return whether the stream has ended or was cancelled (not seen behind an ensemble)."""
+        """Return whether the stream has ended or its caller left (not seen behind an ensemble)."""
         return self.ended or self._cancelled
 
     def ask(self) -> None:
@@ -177,7 +178,7 @@ class ResponseSink:
 class Streams:
     """Hands requests to an engine; its answers go out by an outbox."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: CappedEngine) -> None:
         """Take the engine, which is closed with this."""
         self._engine = engine
         self._outbox = Outbox()
@@ -197,41 +198,39 @@ class Streams:
         self._outbox.close()
 
 
-def generate(engine: Engine, request: Any, sink: ResponseSink) -> None:
-    """Start the generation that a request asks for, or cancel the one that it names."""
-    prompt = single(request, contract.PROMPT, "")
-    citations = single(request, MODELS["generate"].inputs[1], "")
+def generate(engine: CappedEngine, request: Any, sink: ResponseSink) -> None:
+    """Start the generation that a request asks for, or cancel the one whose key it has."""
+    key = single(request, contract.CANCEL, None)
+    if key is not None:
+        check_key("cancel", key)
+        engine.cancel(key)
+        sink.finish("cancelled", Usage())  # the same, whether there was one
+        return
+    given = {spec.name: spec for spec in MODELS["generate"].inputs}
+    prompt, citations = (single(request, given[name], "") for name in ("prompt", "citations"))
     sink.citations = citations
-    if single(request, contract.CANCEL, False):
-        _cancel(engine, request.request_id(), sink)
-    elif not prompt and citations == "[]":
+    if not prompt and citations == "[]":
         sink.delta(NOTHING_FOUND)
         sink.finish("stop", Usage())
     else:
         engine.submit(_generation(engine, request, prompt, citations), sink)
 
 
-def _cancel(engine: Engine, request_id: str, sink: ResponseSink) -> None:
-    if not request_id:
-        raise InvalidRequest("cancel: needs the request id of the generation to stop")
-    engine.cancel(request_id)
-    sink.finish("cancelled", Usage())
-
-
-def _generation(engine: Engine, request: Any, prompt: str, citations: str) -> Generation:
+def _generation(engine: CappedEngine, request: Any, prompt: str, citations: str) -> Generation:
     passages = _passages(citations)
     default = engine.grounding if passages else "free"
     return Generation(
-        id=request.request_id(),
         prompt=prompt,
         passages=passages,
-        max_tokens=single(request, contract.MAX_TOKENS, contract.DEFAULT_MAX_TOKENS),
+        max_tokens=single(request, contract.MAX_TOKENS, engine.max_tokens),
         temperature=single(request, contract.TEMPERATURE, 0.0),
         top_p=single(request, contract.TOP_P, 1.0),
         top_k=single(request, contract.TOP_K_SAMPLING, 0),
         seed=single(request, contract.SEED, None),
         stop=tuple(strings(request, contract.STOP)),
         grounding=single(request, contract.GROUNDING, default),
+        cancel_key=single(request, contract.CANCEL_KEY, None),
+        caller=single(request, contract.CALLER, ""),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing, suppress
+from functools import partial
 from typing import Protocol, Self, Unpack
 
 import numpy as np
@@ -57,7 +58,7 @@ class AsyncClient:
         )
         self._transport = over(address(url, protocol))
         self._timeout = timeout
-        self._running: set[str] = set()
+        self._running: dict[str, Call] = {}
 
     async def search(
         self, question: str, *, timeout: float | None = None, **options: Unpack[SearchOptions]
@@ -70,7 +71,7 @@ class AsyncClient:
         self, question: str, *, timeout: float | None = None, **options: Unpack[AskOptions]
     ) -> AsyncAnswerStream:
         """Return the answer to ``question`` as a stream of text, as ``Client.ask``."""
-        return self._stream(marshalling.call("rag", question=question, **options), timeout)
+        return self._stream(marshalling.stream_call("rag", question=question, **options), timeout)
 
     def generate(
         self,
@@ -81,7 +82,7 @@ class AsyncClient:
         **options: Unpack[SamplingOptions],
     ) -> AsyncAnswerStream:
         """Return what the LLM writes after ``prompt``, as ``Client.generate``."""
-        call = marshalling.call("generate", version, prompt=prompt, **options)
+        call = marshalling.stream_call("generate", version, prompt=prompt, **options)
         return self._stream(call, timeout)
 
     async def embed(
@@ -118,8 +119,8 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Stop the answers that are still being generated and free the connections."""
-        for request_id in tuple(self._running):
-            await self._cancel(request_id)
+        for call in tuple(self._running.values()):
+            await self._cancel(call)
         await self._transport.close()
 
     async def __aenter__(self) -> Self:
@@ -143,23 +144,20 @@ class AsyncClient:
         return await self._transport.infer(call, self._seconds(timeout))
 
     def _stream(self, call: Call, timeout: float | None) -> AsyncAnswerStream:
-        return AsyncAnswerStream(
-            call.id, self._responses(call, self._seconds(timeout)), self._cancel
-        )
+        responses = self._responses(call, self._seconds(timeout))
+        return AsyncAnswerStream(call.id, responses, partial(self._cancel, call))
 
     async def _responses(self, call: Call, timeout: float | None) -> AsyncGenerator[Tensors, None]:
-        self._running.add(call.id)
+        self._running[call.id] = call
         try:
             async with aclosing(self._transport.stream(call, timeout)) as responses:
                 async for tensors in responses:
                     yield tensors
         finally:
-            self._running.discard(call.id)
+            self._running.pop(call.id, None)
 
-    async def _cancel(self, request_id: str) -> None:
-        # Which version generates depends on the graph; the others find nothing to stop.
+    async def _cancel(self, running: Call) -> None:
+        call = marshalling.cancel_call(running)
         with suppress(TritonragError):
-            for version in (await self._transport.versions(CANCEL_TIMEOUT_S)).get("generate", ()):
-                call = marshalling.cancel_call(request_id, version)
-                async for _ in self._transport.stream(call, CANCEL_TIMEOUT_S):
-                    pass
+            async for _ in self._transport.stream(call, CANCEL_TIMEOUT_S):
+                pass

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import operator
+import secrets
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -51,7 +52,7 @@ class SearchOptions(TypedDict, total=False):
 
 
 class SamplingOptions(TypedDict, total=False):
-    """How to generate; what is left out (or ``None``) the server decides."""
+    """How to generate, and for whom; what is left out (or ``None``) the server decides."""
 
     max_tokens: int | None
     temperature: float | None
@@ -60,6 +61,7 @@ class SamplingOptions(TypedDict, total=False):
     seed: int | None
     stop: Sequence[str] | str | None
     grounding: str | None
+    caller: str | None
 
 
 class AskOptions(SearchOptions, SamplingOptions, total=False):
@@ -111,10 +113,20 @@ def call(model: str, version: int | None = None, **options: Any) -> Call:
     return Call(spec, values, uuid.uuid4().hex, version=version)
 
 
-def cancel_call(request_id: str, version: int) -> Call:
-    """Return the call of a version of ``generate`` that stops the generation of a request id."""
-    values: dict[str, list[Any]] = {"prompt": [""], "cancel": [True]}
-    return Call(MODELS["generate"], values, request_id, version=version)
+def stream_call(model: str, version: int | None = None, **options: Any) -> Call:
+    """As :func:`call`, with a secret by which :func:`cancel_call` can stop the generation."""
+    return call(model, version, cancel_key=secrets.token_urlsafe(), **options)
+
+
+def cancel_call(running: Call) -> Call:
+    """Return the call that stops the generation of a :func:`stream_call`.
+
+    What ran in the graph is stopped there; what was asked of ``generate``, at the same version.
+    """
+    key = running.values["cancel_key"]
+    if running.model.name == "generate":
+        return Call(running.model, {"cancel": key}, uuid.uuid4().hex, version=running.version)
+    return Call(MODELS["cancel"], {"cancel_key": key}, uuid.uuid4().hex)
 
 
 def embed_calls(texts: Sequence[str], role: str, version: int | None = None) -> Iterator[Call]:

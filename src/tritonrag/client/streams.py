@@ -57,13 +57,13 @@ class AnswerStream(_Stream):
         self,
         request_id: str,
         responses: Generator[Tensors, None, None],
-        cancel: Callable[[str], None],
+        cancel: Callable[[], None],
     ) -> None:
-        """Take the responses as they come, and what stops a request by its id."""
+        """Take the responses as they come, and what stops the generation."""
         super().__init__(request_id)
         self._cancel = cancel
         # Not a method: a generator that held ``self`` would keep the stream from being collected.
-        self._deltas = _deltas(self._progress, responses, lambda: cancel(request_id))
+        self._deltas = _deltas(self._progress, responses, cancel)
 
     def __iter__(self) -> Self:
         """Return itself: a stream is read once."""
@@ -82,7 +82,7 @@ class AnswerStream(_Stream):
 
     def cancel(self) -> None:
         """Stop the generation, from any thread; the iteration then ends as ``cancelled``."""
-        self._cancel(self.request_id)
+        self._cancel()
 
     def close(self) -> None:
         """End the stream, and the generation if it still runs."""
@@ -111,13 +111,13 @@ class AsyncAnswerStream(_Stream):
         self,
         request_id: str,
         responses: AsyncGenerator[Tensors, None],
-        cancel: Callable[[str], Awaitable[None]],
+        cancel: Callable[[], Awaitable[None]],
     ) -> None:
-        """Take the responses as they come, and what stops a request by its id."""
+        """Take the responses as they come, and what stops the generation."""
         super().__init__(request_id)
         self._cancel = cancel
         # asyncio closes an async generator that is collected, so this one needs no ``__del__``.
-        self._deltas = _async_deltas(self._progress, responses, lambda: cancel(request_id))
+        self._deltas = _async_deltas(self._progress, responses, cancel)
 
     def __aiter__(self) -> Self:
         """Return itself: a stream is read once."""
@@ -136,7 +136,7 @@ class AsyncAnswerStream(_Stream):
 
     async def cancel(self) -> None:
         """Stop the generation, from any task; the iteration then ends as ``cancelled``."""
-        await self._cancel(self.request_id)
+        await self._cancel()
 
     async def close(self) -> None:
         """End the stream, and the generation if it still runs."""

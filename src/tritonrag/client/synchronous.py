@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Protocol, Self, Unpack
 
 import numpy as np
@@ -72,7 +73,7 @@ class Client:
         over: Callable[[str], Transport] = HttpTransport if protocol == "http" else GrpcTransport
         self._transport = over(address(url, protocol))
         self._timeout = timeout
-        self._running: set[str] = set()
+        self._running: dict[str, Call] = {}
 
     def search(
         self, question: str, *, timeout: float | None = None, **options: Unpack[SearchOptions]
@@ -98,7 +99,7 @@ class Client:
         Options: those of :meth:`search` and :meth:`generate`, and ``history``, the earlier turns
         as ``{"role": "user" | "assistant", "content": …}``, oldest first.
         """
-        return self._stream(marshalling.call("rag", question=question, **options), timeout)
+        return self._stream(marshalling.stream_call("rag", question=question, **options), timeout)
 
     def generate(
         self,
@@ -112,9 +113,10 @@ class Client:
 
         Options: ``max_tokens``, ``temperature`` (0 is greedy), ``top_p``, ``top_k_sampling``,
         ``seed``, ``stop`` (strings that end the text) and ``grounding`` (``free`` or ``quote``).
+        ``caller`` says for whom, where a gateway asks: the operator may cap the generations of one.
         ``version`` is of the LLM, by default the highest that the server has loaded.
         """
-        call = marshalling.call("generate", version, prompt=prompt, **options)
+        call = marshalling.stream_call("generate", version, prompt=prompt, **options)
         return self._stream(call, timeout)
 
     def embed(
@@ -151,8 +153,8 @@ class Client:
 
     def close(self) -> None:
         """Stop the answers that are still being generated and free the connections."""
-        for request_id in tuple(self._running):
-            self._cancel(request_id)
+        for call in tuple(self._running.values()):
+            self._cancel(call)
         self._transport.close()
 
     def __enter__(self) -> Self:
@@ -176,19 +178,17 @@ class Client:
         return self._transport.infer(call, self._seconds(timeout))
 
     def _stream(self, call: Call, timeout: float | None) -> AnswerStream:
-        return AnswerStream(call.id, self._responses(call, self._seconds(timeout)), self._cancel)
+        responses = self._responses(call, self._seconds(timeout))
+        return AnswerStream(call.id, responses, partial(self._cancel, call))
 
     def _responses(self, call: Call, timeout: float | None) -> Generator[Tensors, None, None]:
-        self._running.add(call.id)
+        self._running[call.id] = call
         try:
             yield from self._transport.stream(call, timeout)
         finally:
-            self._running.discard(call.id)
+            self._running.pop(call.id, None)
 
-    def _cancel(self, request_id: str) -> None:
-        # Which version generates depends on the graph; the others find nothing to stop.
+    def _cancel(self, running: Call) -> None:
         with suppress(TritonragError):
-            for version in self._transport.versions(CANCEL_TIMEOUT_S).get("generate", ()):
-                call = marshalling.cancel_call(request_id, version)
-                for _ in self._transport.stream(call, CANCEL_TIMEOUT_S):
-                    pass
+            for _ in self._transport.stream(marshalling.cancel_call(running), CANCEL_TIMEOUT_S):
+                pass

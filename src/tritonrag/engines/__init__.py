@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 
 from tritonrag.artifacts import ENGINES, LlmManifest, llm_dir
 from tritonrag.contract import DEFAULT_MAX_TOKENS
+from tritonrag.engines.caps import CappedEngine, Caps
 from tritonrag.engines.dialects import Dialect, TensorRtLlm, Vllm
 from tritonrag.engines.served import ModelCaller, ServedEngine
 from tritonrag.errors import SetupError
@@ -28,16 +29,21 @@ BYTES_PER_TOKEN = 3
 _DIALECTS: dict[str, Dialect] = {"vllm": Vllm(), "tensorrtllm": TensorRtLlm()}
 
 
-def load_engine(args: ModelArgs, models: ModelCaller | None = None) -> Engine:
+def load_engine(args: ModelArgs, models: ModelCaller | None = None) -> CappedEngine:
     """Return the engine of the ``generate`` model; ``models`` are the others of its server, if any.
 
-    Its config parameters: ``queue_size`` (generations waiting or running before more are refused)
-    and ``threads`` (of the local engine; 0 is one per core).
+    Its config parameters: ``queue_size`` (generations waiting or running before more are refused),
+    ``threads`` and ``stall_seconds`` of the local engine (0 threads is one per core; after so many
+    seconds without a step it counts as stuck), and those of :class:`Caps`.
 
     Raises:
         SetupError: no LLM is installed and no endpoint is named, its engine is not known here, or a
             setting is out of bounds.
     """
+    return CappedEngine(_chosen_engine(args, models), Caps.of(args))
+
+
+def _chosen_engine(args: ModelArgs, models: ModelCaller | None) -> Engine:
     queue_size = args.integer("queue_size", 64, 1, 100_000)
     remote = RemoteLlmSettings.from_environment()
     if remote:
@@ -53,8 +59,13 @@ def load_engine(args: ModelArgs, models: ModelCaller | None = None) -> Engine:
         raise SetupError(f"the LLM's manifest names the engine {chosen!r}, not one of {ENGINES}")
     from tritonrag.engines.genai import GenaiEngine
 
-    threads = args.integer("threads", 0, 0, 1024)
-    return GenaiEngine(args.repository, args.version, queue_size=queue_size, threads=threads)
+    return GenaiEngine(
+        args.repository,
+        args.version,
+        queue_size=queue_size,
+        threads=args.integer("threads", 0, 0, 1024),
+        stall_seconds=args.integer("stall_seconds", 10, 1, 86_400),
+    )
 
 
 def prompt_builder(repository: Path, version: int) -> PromptBuilder:

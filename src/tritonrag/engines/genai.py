@@ -1,8 +1,9 @@
 """Generation on ONNX Runtime GenAI: one thread owns its ``Engine``, which batches the requests.
 
 On CUDA the engine batches continuously over a paged KV cache; on the CPU it runs up to four
-requests at a time to their end. Every call on the engine and its requests has to come from the
-thread that made it, so ``submit`` and ``cancel`` only put a command into that thread's queue.
+requests at a time to their end. It is given as many as it runs; the others wait here, and are taken
+from each caller in turn. Every call on the engine and its requests has to come from the thread that
+made it, so ``submit`` only puts a command into that thread's queue.
 """
 
 from __future__ import annotations
@@ -26,12 +27,23 @@ from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
 from tritonrag.artifacts import LlmManifest, llm_dir, read_json
-from tritonrag.engines.admission import CANCEL_POLL_S, Admission
+from tritonrag.engines.admission import CANCEL_POLL_S, Admission, FairQueue
 from tritonrag.errors import InternalError, InvalidRequest, SetupError, Unavailable
 from tritonrag.generation import Generation, Sink, TextStream, room_for
 from tritonrag.quoting import REFUSAL, quote_grammar
 
 LOG = logging.getLogger(__name__)
+
+STATIC_BATCH = 4
+"""How many requests the engine runs at a time where it does not batch continuously, unless its
+config says."""
+
+READING_FACTOR = 3
+"""A step that reads prompts may take so many times what it took where the LLM was exported, beyond
+``stall_seconds``, before the engine counts as stuck: machines differ, and cores are shared."""
+
+READING_TOKENS_PER_S = 100
+"""Taken for that speed where the manifest does not know it."""
 
 _REASONS = {
     og.FinishReason.EOS: "stop",
@@ -43,10 +55,19 @@ _REASONS = {
 
 
 @dataclass
+class _Asked:
+    """One generation that waits to be given to the engine."""
+
+    generation: Generation
+    prompt: npt.NDArray[np.int32]
+    grammar: str
+    stream: TextStream
+
+
+@dataclass
 class _Turn:
     """One running generation, seen by the engine thread only."""
 
-    generation: Generation
     stream: TextStream
     request: Any
     decoder: DecodeStream
@@ -59,7 +80,13 @@ class GenaiEngine:
     """The exported LLM of a model repository."""
 
     def __init__(
-        self, repository: Path, version: int, *, queue_size: int, threads: int = 0
+        self,
+        repository: Path,
+        version: int,
+        *,
+        queue_size: int,
+        threads: int = 0,
+        stall_seconds: float = 10,
     ) -> None:
         """Load a version of the model and start the engine thread; returns when it is warm.
 
@@ -71,11 +98,17 @@ class GenaiEngine:
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         engine = read_json(folder / "genai_config.json").get("engine", {})
         self._dynamic = "dynamic_batching" in engine
+        batching = engine.get("dynamic_batching") or engine.get("static_batching") or {}
+        default = queue_size if self._dynamic else STATIC_BATCH
+        self._width = int(batching.get("max_batch_size", default))
+        speed = self._manifest.speed.get("prefill_tokens_per_s") or READING_TOKENS_PER_S
+        self._reading_s = READING_FACTOR / speed
         self._closed = False
-        self._admission = Admission(queue_size)
+        self._admission = Admission(queue_size, stall_seconds)
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._ended = False
         self._polled = 0.0
+        self._waiting: FairQueue[_Asked] = FairQueue()
         self._turns: dict[int, _Turn] = {}
         ready: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
         self._thread = threading.Thread(
@@ -106,11 +139,8 @@ class GenaiEngine:
             # The engine refuses more than there are; 0 is all of them.
             top_k=generation.top_k if generation.top_k < self._tokenizer.get_vocab_size() else 0,
         )
-        self._commands.put(lambda: self._begin(fitting, prompt, grammar, stream))
-
-    def cancel(self, id: str) -> None:
-        """Stop the generations with this request id, also one that arrives a little later."""
-        self._commands.put(lambda: self._cancel(id))
+        asked = _Asked(fitting, prompt, grammar, stream)
+        self._commands.put(lambda: self._waiting.put(generation.caller, asked))
 
     def close(self) -> None:
         """Stop the thread; running generations end as cancelled."""
@@ -170,34 +200,37 @@ class GenaiEngine:
                 self._advance()
             except Exception:  # whatever the library raises: the batch is lost, not the server
                 self._start_again()
+        self._end_waiting(lambda _: True)
         for turn in list(self._turns.values()):
             self._end(turn, "cancelled")
 
     def _advance(self) -> None:
         """Carry out the next command; while there is none, generate."""
+        if self._commands.empty():  # those that came together begin together
+            self._feed()
         try:
             command = self._commands.get(block=not self._turns)
         except queue.Empty:
             self._step()
-            self._poll_callers()
+            self._poll_sinks()
         else:
             command()
 
-    def _begin(
-        self,
-        generation: Generation,
-        prompt: npt.NDArray[np.int32],
-        grammar: str,
-        stream: TextStream,
-    ) -> None:
-        if self._admission.was_cancelled(generation.id):
+    def _feed(self) -> None:
+        while len(self._turns) < self._width and (asked := self._waiting.take()):
+            self._begin(asked)
+
+    def _begin(self, asked: _Asked) -> None:
+        stream = asked.stream
+        if stream.sink.cancelled():
             self._admission.leave()
             stream.finish("cancelled")
             return
         try:
             request = self._engine.create_request()
-            turn = _Turn(generation, stream, request, DecodeStream(skip_special_tokens=True))
-            turn.turn_id = request.begin_turn(prompt, _options(request, generation, grammar))
+            turn = _Turn(stream, request, DecodeStream(skip_special_tokens=True))
+            options = _options(request, asked.generation, asked.grammar)
+            turn.turn_id = request.begin_turn(asked.prompt, options)
         except Exception:  # the library's own; nothing of it concerns other requests
             LOG.exception("generate: the engine refused a request")
             self._admission.leave()
@@ -206,6 +239,12 @@ class GenaiEngine:
         self._turns[id(request)] = turn
 
     def _step(self) -> None:
+        unread = sum(
+            turn.stream.usage.prompt_tokens
+            for turn in self._turns.values()
+            if not turn.stream.usage.generated_tokens
+        )
+        self._admission.moved(unread * self._reading_s)
         self._engine.run(self._events)
         for event in self._events:
             receiver = self._turns.get(id(event.request))
@@ -252,20 +291,19 @@ class GenaiEngine:
         with contextlib.suppress(Exception):  # a failed engine refuses even that
             turn.request.close()
 
+    def _end_waiting(self, which: Callable[[_Asked], bool]) -> None:
+        for asked in self._waiting.remove(which):
+            self._admission.leave()
+            asked.stream.finish("cancelled")
+
     def _stop(self) -> None:
         self._ended = True
 
-    def _cancel(self, request_id: str) -> None:
-        running = [turn for turn in self._turns.values() if turn.generation.id == request_id]
-        for turn in running:
-            turn.request.cancel_turn(turn.turn_id)
-        if not running:
-            self._admission.cancel_early(request_id)
-
-    def _poll_callers(self) -> None:
+    def _poll_sinks(self) -> None:
         if time.monotonic() - self._polled < CANCEL_POLL_S:
             return
         self._polled = time.monotonic()
+        self._end_waiting(lambda asked: asked.stream.sink.cancelled())
         for turn in self._turns.values():
             if turn.stream.sink.cancelled():
                 turn.request.cancel_turn(turn.turn_id)

@@ -33,7 +33,7 @@ class OpenAiEngine:
         """Start the event loop; the endpoint is first contacted by a generation."""
         self._settings = settings
         self._admission = Admission(queue_size)
-        self._running: dict[asyncio.Task[_Outcome], tuple[str, TextStream]] = {}
+        self._running: dict[asyncio.Task[_Outcome], TextStream] = {}
         self._client = openai.AsyncOpenAI(
             base_url=settings.url,
             api_key=settings.key or "none",
@@ -43,7 +43,7 @@ class OpenAiEngine:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="engine", daemon=True)
         self._thread.start()
-        self._poll = asyncio.run_coroutine_threadsafe(self._poll_callers(), self._loop)
+        self._poll = asyncio.run_coroutine_threadsafe(self._poll_sinks(), self._loop)
 
     def submit(self, generation: Generation, sink: Sink) -> None:
         """Start a generation; see :class:`tritonrag.generation.Engine`."""
@@ -54,10 +54,6 @@ class OpenAiEngine:
             )
         self._admission.enter()
         self._loop.call_soon_threadsafe(self._start, generation, sink)
-
-    def cancel(self, id: str) -> None:
-        """Stop the generations with this request id, also one that arrives a little later."""
-        self._loop.call_soon_threadsafe(self._cancel, id)
 
     def close(self) -> None:
         """Stop the event loop; running generations end as cancelled."""
@@ -70,17 +66,17 @@ class OpenAiEngine:
 
     def _start(self, generation: Generation, sink: Sink) -> None:
         stream = TextStream(sink, generation.stop)
-        if self._admission.was_cancelled(generation.id):
+        if sink.cancelled():
             self._admission.leave()
             stream.finish("cancelled")
             return
         task = self._loop.create_task(self._generate(generation, stream))
-        self._running[task] = (generation.id, stream)
+        self._running[task] = stream
         task.add_done_callback(self._done)
 
     def _done(self, task: asyncio.Task[_Outcome]) -> None:
         """Tell the end, also of a task that was cancelled before its first step."""
-        _, stream = self._running.pop(task)
+        stream = self._running.pop(task)
         self._admission.leave()  # first, so that a caller who sees the end finds a free place
         outcome = "cancelled" if task.cancelled() else task.result()
         if isinstance(outcome, str):
@@ -88,16 +84,9 @@ class OpenAiEngine:
         else:
             stream.fail(outcome)
 
-    def _cancel(self, request_id: str) -> None:
-        tasks = [task for task, (id, _) in self._running.items() if id == request_id]
-        for task in tasks:
-            task.cancel()
-        if not tasks:
-            self._admission.cancel_early(request_id)
-
-    async def _poll_callers(self) -> None:
+    async def _poll_sinks(self) -> None:
         while True:
-            for task, (_, stream) in list(self._running.items()):
+            for task, stream in list(self._running.items()):
                 if stream.sink.cancelled():
                     task.cancel()
             await asyncio.sleep(CANCEL_POLL_S)

@@ -17,7 +17,7 @@ from typing import Protocol
 from tokenizers import Tokenizer
 
 from tritonrag.artifacts import SERVED_MODEL, LlmManifest, llm_dir
-from tritonrag.engines.admission import Admission
+from tritonrag.engines.admission import CANCEL_POLL_S, Admission
 from tritonrag.engines.dialects import Asked, Dialect, Reply, Value
 from tritonrag.errors import Cancelled, InternalError, InvalidRequest, TritonragError, Unavailable
 from tritonrag.generation import Generation, Sink, TextStream, room_for
@@ -44,17 +44,14 @@ class ModelCaller(Protocol):
 
 @dataclass(eq=False)
 class _Run:
-    """One generation; the lock is between its thread and a cancel from another."""
+    """One generation; the lock is between its thread and the one that stops it."""
 
-    generation: Generation
     stream: TextStream
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def push(self, text: str) -> bool:
         """Send text; True where nothing more is wanted."""
         with self.lock:
-            if not self.stream.ended and self.stream.sink.cancelled():
-                self.stream.finish("cancelled")
             if not self.stream.ended and text and self.stream.push(text):
                 self.stream.finish("stop")
             return self.stream.ended
@@ -96,11 +93,12 @@ class ServedEngine:
         self._threads = ThreadPoolExecutor(queue_size, thread_name_prefix="engine")
         self._running: set[_Run] = set()
         self._lock = threading.Lock()
-        self._closed = False
+        self._closed = threading.Event()
+        threading.Thread(target=self._poll_sinks, name="engine-stops", daemon=True).start()
 
     def submit(self, generation: Generation, sink: Sink) -> None:
         """Start a generation; see :class:`tritonrag.generation.Engine`."""
-        if self._closed:
+        if self._closed.is_set():
             raise Unavailable("generate: is being unloaded; try again later")
         if generation.grounding == "quote":
             raise InvalidRequest(
@@ -110,7 +108,7 @@ class ServedEngine:
         plain = self._tokenizer.encode(generation.prompt, add_special_tokens=False).ids
         room = room_for(generation, len(plain), self._manifest.context_tokens)
         self._admission.enter()
-        run = _Run(generation, TextStream(sink, generation.stop))
+        run = _Run(TextStream(sink, generation.stop))
         run.stream.usage.prompt_tokens = len(plain)
         with self._lock:
             self._running.add(run)
@@ -118,23 +116,23 @@ class ServedEngine:
         asked = Asked(text, generation, min(generation.max_tokens, room), self._stop_ids)
         self._threads.submit(self._generate, run, asked)
 
-    def cancel(self, id: str) -> None:
-        """Stop the generations with this request id, also one that arrives a little later."""
-        with self._lock:
-            named = [run for run in self._running if run.generation.id == id]
-        for run in named:
-            run.end("cancelled")
-        if not named:
-            self._admission.cancel_early(id)
-
     def close(self) -> None:
         """End running generations as cancelled and take no more."""
-        self._closed = True
-        with self._lock:
-            running = list(self._running)
-        for run in running:
+        self._closed.set()
+        for run in self._all_running():
             run.end("cancelled")
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _all_running(self) -> list[_Run]:
+        with self._lock:
+            return list(self._running)
+
+    def _poll_sinks(self) -> None:
+        """Answer those that are to stop at once; their own threads wait for the other model."""
+        while not self._closed.wait(CANCEL_POLL_S):
+            for run in self._all_running():
+                if run.stream.sink.cancelled():
+                    run.end("cancelled")
 
     def _text(self, prompt: str, plain: int) -> str:
         """Return the prompt without a first token that the backend would put there again."""
@@ -147,7 +145,7 @@ class ServedEngine:
 
     def _generate(self, run: _Run, asked: Asked) -> None:
         try:
-            if self._admission.was_cancelled(run.generation.id):
+            if run.stream.sink.cancelled():
                 run.end("cancelled")
             else:
                 run.end(self._relay(run, asked))
