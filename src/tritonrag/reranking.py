@@ -61,6 +61,7 @@ class PairTokenizer:
         """Load ``tokenizer.json``; a longer pair is cut where its longer text ends."""
         self._tokenizer = Tokenizer.from_file(str(file))
         self._tokenizer.enable_truncation(max_tokens, strategy="longest_first")
+        self._tokenizer.encode_special_tokens = True  # `[SEP]` in a text is text
         self._max_tokens = max_tokens
         known = map(self._tokenizer.token_to_id, ("[PAD]", "<pad>"))
         self._pad_id = next((each for each in known if each is not None), 0)

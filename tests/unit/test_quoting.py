@@ -5,11 +5,14 @@ from __future__ import annotations
 import random
 import re
 import string
+import time
 import unicodedata
 
 import pytest
 from llguidance import LLMatcher, LLTokenizer, grammar_from
 
+from tritonrag.errors import InvalidRequest
+from tritonrag.escaping import unmarked
 from tritonrag.quoting import (
     MAX_QUOTES,
     MAX_SENTENCE_CHARS,
@@ -201,6 +204,30 @@ def test_pointers_stand_where_the_quotes_are_counted() -> None:
     assert shown.count("\x02") == 2 * 3
 
 
+@pytest.mark.parametrize("pointers", [0, 8])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x " * 300_000, "citations: 600000 bytes of text to quote from, at most 524288; send"),
+        (" ".join(f"It is {n}." for n in range(2001)), "citations: 2001 sentences to quote from"),
+        (" ".join(f"It is {n}." for n in range(20_000)), "citations: 20000 sentences to quote"),
+    ],
+)
+def test_a_grammar_is_made_of_so_much_text_only(text: str, message: str, pointers: int) -> None:
+    began = time.process_time()
+    with pytest.raises(InvalidRequest, match=message):
+        quote_grammar([(1, text)], pointer_ids, pointers)
+
+    assert time.process_time() - began < 0.3
+
+
+def test_a_quoted_mark_is_no_mark() -> None:
+    assert list(quotes([(1, "See [2] and [ 3 ]."), (2, "[1]")])) == [
+        "See (2) and ( 3 ). [1]",
+        "(1) [2]",
+    ]
+
+
 def test_marks() -> None:
     assert mark(12) == "[12]"
 
@@ -225,14 +252,14 @@ def test_sentences(text: str, expected: list[str]) -> None:
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_sentences_are_verbatim_and_short(name: str) -> None:
-    """Apart from white space and control characters every sentence stands in its text."""
+    """Apart from white space, control characters and marks every sentence stands in its text."""
     for _, text in HOSTILE[name]:
         plain = " ".join(
             "".join(c for c in text if c.isspace() or unicodedata.category(c) != "Cc")
             .split()
         )  # fmt: skip
         for sentence in sentences(text):
-            assert sentence in plain
+            assert sentence in unmarked(plain)
             assert 0 < len(sentence) <= MAX_SENTENCE_CHARS
 
 

@@ -18,6 +18,7 @@ from tritonrag.contract import DEFAULT_MAX_TOKENS
 from tritonrag.engines.dialects import Dialect, TensorRtLlm, Vllm
 from tritonrag.engines.served import ModelCaller, ServedEngine
 from tritonrag.errors import SetupError
+from tritonrag.escaping import escape_for, special_tokens
 from tritonrag.generation import Engine
 from tritonrag.prompting import PromptBuilder, chat_template
 from tritonrag.settings import ModelArgs, RemoteLlmSettings
@@ -79,4 +80,5 @@ def prompt_builder(repository: Path, version: int) -> PromptBuilder:
         context_tokens=manifest.context_tokens,
         answer_tokens=min(DEFAULT_MAX_TOKENS, manifest.context_tokens // 4),
         pointers=manifest.pointers,
+        escape=escape_for([*special_tokens(tokenizer), *manifest.stop_tokens]),
     )
