@@ -13,7 +13,16 @@ PACKAGE = Path(__file__).parents[2] / "src/tritonrag"
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"contract", "errors"}),
     frozenset(
-        {"confinement", "escaping", "limits", "metadata", "scheduling", "settings", "versions"}
+        {
+            "citing",
+            "confinement",
+            "escaping",
+            "limits",
+            "metadata",
+            "scheduling",
+            "settings",
+            "versions",
+        }
     ),
     frozenset({"artifacts", "formats", "llm_config", "monitoring", "overlap", "quoting"}),
     frozenset(

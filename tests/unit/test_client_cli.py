@@ -9,7 +9,7 @@ import sys
 import time
 
 import pytest
-from fake_triton import PASSAGE, FakeTriton
+from fake_triton import PASSAGE, SPAN, FakeTriton
 
 from tritonrag import cli
 
@@ -72,7 +72,7 @@ def test_ask_as_json_is_one_object(run, triton: FakeTriton) -> None:
     assert code == 0
     answer = json.loads(out)
     assert answer["text"] == "Zoë has 25 days [1]."
-    assert answer["citations"][0] == {"mark": 1, **PASSAGE}
+    assert answer["citations"][0] == {"mark": 1, **PASSAGE, "spans": [SPAN]}
     assert answer["finish_reason"] == "stop"
     assert answer["usage"]["generated_tokens"] == 4
     assert triton.models.requests[-1].inputs["stop"] == ["a", "b"]

@@ -13,7 +13,7 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
-from tritonrag import contract
+from tritonrag import citing, contract
 from tritonrag.backend.conversions import error_response, response, single, strings, tensor
 from tritonrag.contract import MODELS
 from tritonrag.errors import InvalidRequest
@@ -96,7 +96,11 @@ class ResponseSink:
         self._sender = sender
         self._outbox = outbox
         self.citations = ""
-        """Of the prompt, as JSON; to be set before anything is sent."""
+        """Of the prompt, as JSON; to be set before anything is sent. The last response has them
+        again, with their places in the answer."""
+        self.quoted = False
+        """Whether the answer is one of quotes; to be set like the citations."""
+        self._sent: list[str] = []
         self._ready: deque[str | tuple[str, str] | Exception] = deque()
         self._cancelled = False
         self.ended = False
@@ -153,15 +157,27 @@ class ResponseSink:
         if self.ended or not (text or reason):
             return
         outputs = MODELS["generate"].outputs
-        values = (text, self.citations, reason, usage)
-        self.citations = ""
+        first = not self._sent
+        self._sent.append(text)
         flags = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if reason else 0
         try:
+            citations = self._located() if reason else self.citations if first else ""
+            values = (text, citations, reason, usage)
             tensors = [tensor(spec, [[value]]) for spec, value in zip(outputs, values, strict=True)]
             self._sender.send(response(*tensors), flags=flags)
         except Exception as error:
             self._fail(error)
         self.ended = self.ended or bool(reason)
+
+    def _located(self) -> str:
+        """Return the citations with the spans of the answer that cite each."""
+        if not self.citations:
+            return ""
+        listed = json.loads(self.citations)
+        marks = {each["mark"] for each in listed} - {None}
+        found = citing.spans("".join(self._sent), marks, quoted=self.quoted)
+        located = [{**each, "spans": found.get(each["mark"], [])} for each in listed]
+        return json.dumps(located, ensure_ascii=False)
 
     def _fail(self, error: Exception) -> None:
         if self.ended:
@@ -201,14 +217,16 @@ def generate(engine: Engine, request: Any, sink: ResponseSink) -> None:
     """Start the generation that a request asks for, or cancel the one that it names."""
     prompt = single(request, contract.PROMPT, "")
     citations = single(request, MODELS["generate"].inputs[1], "")
-    sink.citations = citations
     if single(request, contract.CANCEL, False):
         _cancel(engine, request.request_id(), sink)
     elif not prompt and citations == "[]":
+        sink.citations = citations
         sink.delta(NOTHING_FOUND)
         sink.finish("stop", Usage())
     else:
-        engine.submit(_generation(engine, request, prompt, citations), sink)
+        generation = _generation(engine, request, prompt, citations)
+        sink.citations, sink.quoted = citations, generation.grounding == "quote"
+        engine.submit(generation, sink)
 
 
 def _cancel(engine: Engine, request_id: str, sink: ResponseSink) -> None:
@@ -236,14 +254,23 @@ def _generation(engine: Engine, request: Any, prompt: str, citations: str) -> Ge
 
 
 def _passages(citations: str) -> tuple[tuple[int, str], ...]:
+    size = len(citations.encode())
+    if size > contract.MAX_CITATIONS_BYTES:
+        raise InvalidRequest(
+            f"citations: {size} bytes, at most {contract.MAX_CITATIONS_BYTES}; send fewer"
+        )
     try:
         listed = json.loads(citations or "[]")
         found = tuple((_mark(each), each["text"]) for each in listed if each["mark"] is not None)
-        "".join(text for _, text in found).encode()  # half of a surrogate pair is JSON, but no text
+        "".join(text for _, text in found)
+        # Half of a surrogate pair is JSON, but no text; and NaN is not even JSON.
+        json.dumps(listed, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise InvalidRequest(
             'citations: expected a JSON list of {"mark": number, "text": …} as `prompt` gives it'
         ) from error
+    if len(listed) > contract.MAX_TOP_K:
+        raise InvalidRequest(f"citations: {len(listed)}, at most {contract.MAX_TOP_K}")
     return found
 
 
