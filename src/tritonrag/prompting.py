@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
 from tritonrag.contract import (
     MAX_HISTORY_BYTES,
     MAX_PASSAGE_BYTES,
@@ -129,20 +127,6 @@ def messages(user: str, history: Sequence[Message] = ()) -> list[Message]:
         *history,
         {"role": "user", "content": user},
     ]
-
-
-def chat_template(source: str, **special_tokens: str) -> Callable[[list[Message]], str]:
-    """Return a function that renders messages with a Hugging Face chat template.
-
-    ``special_tokens`` are the names a template may use (``bos_token``, ``eos_token``). Rendering is
-    sandboxed as in ``transformers``, since a template comes with a downloaded model.
-    """
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    environment.globals["raise_exception"] = _raise
-    template = environment.from_string(source)
-    return lambda turns: template.render(
-        messages=turns, add_generation_prompt=True, **special_tokens
-    )
 
 
 def parse_history(text: str) -> list[Message]:
@@ -342,7 +326,3 @@ def _is_turn(turn: object) -> bool:
         and turn.get("role") in ("user", "assistant")
         and isinstance(turn.get("content"), str)
     )
-
-
-def _raise(message: str) -> None:
-    raise InvalidRequest(f"history: the LLM's chat template refuses it: {message}")

@@ -24,7 +24,9 @@ LAYERS: tuple[frozenset[str], ...] = (
             "versions",
         }
     ),
-    frozenset({"artifacts", "formats", "llm_config", "monitoring", "overlap", "quoting"}),
+    frozenset(
+        {"artifacts", "chat_template", "formats", "llm_config", "monitoring", "overlap", "quoting"}
+    ),
     frozenset(
         {
             "documents",

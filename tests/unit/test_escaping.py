@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 
+from tritonrag.chat_template import compiled
 from tritonrag.escaping import Escape, escape, escape_for, special_tokens, unmarked
-from tritonrag.prompting import PromptBuilder, chat_template
+from tritonrag.prompting import PromptBuilder
 from tritonrag.quoting import pointer, quotes
 
 EVERY = sorted({text for family in FAMILIES.values() for text in family.special + family.markers})
@@ -39,7 +40,7 @@ def special_ids(tokenizer: Tokenizer, text: str) -> Counter[int]:
 
 
 def builder(family: Family, escaped: Escape) -> PromptBuilder:
-    render = chat_template(family.template, bos_token=family.bos, eos_token=family.eos)
+    render = compiled(family.template, bos_token=family.bos, eos_token=family.eos)
     return PromptBuilder(render, lambda text: len(text) // 4, 100_000, 100, escape=escaped)
 
 

@@ -17,7 +17,6 @@ from tritonrag.prompting import (
     SYSTEM,
     Message,
     PromptBuilder,
-    chat_template,
     heading,
     messages,
     parse_history,
@@ -301,31 +300,3 @@ def test_texts_far_over_the_context_are_not_tokenized(pointers: int) -> None:
     assert [each["mark"] for each in built.citations] == [1, None, None, None]
     assert built.citations[0]["cut"] == "context"
     assert max(counted) < 900 * CHARS_PER_TOKEN * 2
-
-
-def test_a_chat_template_gets_its_special_tokens_and_a_generation_prompt() -> None:
-    template = chat_template(
-        "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m['content'] }}{% endfor %}"
-        "{% if add_generation_prompt %}[assistant]{% endif %}",
-        bos_token="<s>",
-    )
-
-    assert template([{"role": "user", "content": "{{ 7 * 7 }}"}]) == (
-        "<s>[user]{{ 7 * 7 }}[assistant]"
-    )
-
-
-def test_what_a_chat_template_refuses_is_the_callers_fault() -> None:
-    template = chat_template("{{ raise_exception('no system role') }}")
-
-    with pytest.raises(InvalidRequest, match="history: .* refuses it: no system role"):
-        template([])
-
-
-def test_a_chat_template_cannot_reach_python() -> None:
-    from jinja2.exceptions import SecurityError
-
-    template = chat_template("{{ ''.__class__.__mro__[1].__subclasses__() }}")
-
-    with pytest.raises(SecurityError):
-        template([])
