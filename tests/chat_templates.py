@@ -42,6 +42,19 @@ _INST = (
 )
 _QWEN = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|vision_pad|>")
 
+ARCHITECTURES = {
+    "LlamaForCausalLM": ("Llama 3", "Llama 2", "SmolLM2", "DeepSeek"),
+    "Qwen2ForCausalLM": ("Qwen2",),
+    "Qwen3ForCausalLM": ("Qwen3",),
+    "MistralForCausalLM": ("Mistral",),
+    "Phi3ForCausalLM": ("Phi-3",),
+    "GemmaForCausalLM": ("Gemma",),
+    "Gemma2ForCausalLM": ("Gemma",),
+    "Gemma3ForCausalLM": ("Gemma 3",),
+    "SmolLM3ForCausalLM": ("SmolLM3",),
+}
+"""What the exporter takes, to the templates below that such models have."""
+
 FAMILIES = {
     "Llama 3": Family(
         ("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>",

@@ -17,7 +17,6 @@ from tritonrag.contract import (
     MAX_HISTORY_BYTES,
     MAX_PASSAGE_BYTES,
     MAX_PASSAGES_BYTES,
-    MAX_TOP_K,
 )
 from tritonrag.errors import InvalidRequest
 from tritonrag.escaping import Escape, escape
@@ -151,11 +150,8 @@ def parse_passages(texts: Sequence[str]) -> list[dict[str, Any]]:
     """Return the passages in JSON ``texts``, empty strings (padding) left out.
 
     Raises:
-        InvalidRequest: there are too many, they are too long, or one is not a JSON object with a
-            ``text``.
+        InvalidRequest: they are too long, or one is not a JSON object with a ``text``.
     """
-    if len(texts) > MAX_TOP_K:
-        raise InvalidRequest(f"passages: {len(texts)} for one question, at most {MAX_TOP_K}")
     sizes = [len(text.encode()) for text in texts]
     if max(sizes, default=0) > MAX_PASSAGE_BYTES:
         raise InvalidRequest(

@@ -6,9 +6,10 @@ import re
 import time
 from collections import Counter
 from functools import cache
+from pathlib import Path
 
 import pytest
-from chat_templates import FAMILIES, Family
+from chat_templates import ARCHITECTURES, FAMILIES, Family
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
@@ -49,6 +50,16 @@ def prompt(built_by: PromptBuilder, text: str) -> str:
     history = [{"role": "user", "content": text}, {"role": "assistant", "content": text}]
     passages = [{"text": text, "location": text}, {"text": f"Second. {text}", "title": text}]
     return built_by.build(text, passages, history).text
+
+
+def test_every_architecture_that_is_exported_has_a_template_here(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "export"))
+    from llm_options import ARCHITECTURES as exported
+
+    assert ARCHITECTURES.keys() == exported.keys()
+    assert {name for names in ARCHITECTURES.values() for name in names} == FAMILIES.keys()
 
 
 @pytest.mark.parametrize("escaped_for", ["its own tokenizer", "a tokenizer that is not known"])

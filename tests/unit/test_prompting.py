@@ -266,8 +266,6 @@ def test_parse_passages_refuses_the_rest(text: str) -> None:
 @pytest.mark.parametrize(
     ("texts", "message"),
     [
-        (['{"text": "a"}'] * 101, "passages: 101 for one question, at most 100"),
-        ([""] * 100_000, "passages: 100000 for one question, at most 100"),
         (
             ['{"text": "' + "x" * MAX_PASSAGE_BYTES + '"}'],
             "passages: one is 1048588 bytes",
@@ -275,9 +273,7 @@ def test_parse_passages_refuses_the_rest(text: str) -> None:
         (['{"text": "' + "字" * 340_000 + '"}'] * 5, "passages: 5100060 bytes together, at most"),
     ],
 )
-def test_passages_are_counted_and_measured_before_they_are_read(
-    texts: list[str], message: str
-) -> None:
+def test_passages_are_measured_before_they_are_read(texts: list[str], message: str) -> None:
     began = time.process_time()
     with pytest.raises(InvalidRequest, match=message):
         parse_passages(texts)
