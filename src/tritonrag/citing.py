@@ -19,6 +19,10 @@ _LEAD = re.compile(r"[\s.,;:!?)\]。，；：！？、*•-]*")
 """What stands between a mark and the next claim: the end of a sentence, the bullet of a list."""
 
 
+CLAIM_CHARS = 2000
+"""Longest text in which the beginning of a claim is looked for."""
+
+
 class Span(TypedDict):
     """A claim and the mark behind it, in characters of the whole answer, ends exclusive."""
 
@@ -54,6 +58,7 @@ def _claim(text: str, start: int, end: int, quoted: bool) -> tuple[int, int] | N
     part = text[start:end].rstrip()
     if not quoted:
         part = part[part.rfind("\n") + 1 :]
+        part = part[-CLAIM_CHARS:]
         part = part[_end_of_lead(part) :]
         part = next(reversed(list(segment("en", part))), part)
     part = part.lstrip()

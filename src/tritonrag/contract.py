@@ -36,9 +36,9 @@ of JSON. There are at most ``MAX_TOP_K``."""
 MAX_CITATIONS_BYTES = 6 * 1024 * 1024
 """Longest citations that ``generate`` takes, in bytes of JSON; at most ``MAX_TOP_K`` of them."""
 
-MAX_QUOTED_BYTES, MAX_QUOTED_SENTENCES = 512 * 1024, 2000
+MAX_QUOTED_BYTES, MAX_QUOTED_SENTENCES = 256 * 1024, 1000
 """Most text, in bytes of UTF-8, and most sentences that an answer with ``grounding=quote`` may
-choose from: the grammar of more takes too long to make."""
+choose from: the grammar of more takes an engine over a second to make."""
 
 RERANK = "rerank"
 """The reranker's model, and the config variant (``configs/rerank.pbtxt``) that uses it."""

@@ -40,6 +40,12 @@ logs) must still give a quote of readable length."""
 KEPT_TEXTS = 2048
 """Texts whose sentences are kept; with 2,000 characters each they take about 10 MB."""
 
+SEGMENT_CHARS = 4000
+"""Longest text that is split into sentences at once: of some, such as one of opening quotation
+marks alone, it takes time in proportion to the square of the length."""
+
+_PART_END = re.compile(r"\n|[.!?]\s|[。！？]")
+
 _CLAUSE_END = re.compile(r"[;:,\u3001\uff0c\uff1b\u060c\u061b](?!\d)\s*|\s+")
 """Where a long sentence may be cut; never inside a number or a time (``25,000``, ``10:30``)."""
 
@@ -66,8 +72,22 @@ def sentences(text: str) -> list[str]:
 
 @lru_cache(maxsize=KEPT_TEXTS)
 def _sentences(text: str) -> tuple[str, ...]:
-    pieces = chain.from_iterable(_cut(readable(piece)) for piece in segment("en", text))
+    parts = chain.from_iterable(segment("en", part) for part in _parts(text))
+    pieces = chain.from_iterable(_cut(readable(piece)) for piece in parts)
     return tuple(sentence for sentence in pieces if any(char.isalnum() for char in sentence))
+
+
+def _parts(text: str) -> Iterator[str]:
+    """Yield a text in parts that can be split at once, cut where a sentence or a word may end."""
+    start = 0
+    while len(text) - start > SEGMENT_CHARS:
+        stop = start + SEGMENT_CHARS
+        ends = [match.end() for match in _PART_END.finditer(text, start, stop)]
+        end = ends[-1] if ends else text.rfind(" ", start + 1, stop)
+        end = end if end > start else stop
+        yield text[start:end]
+        start = end
+    yield text[start:]
 
 
 def mark(number: int) -> str:

@@ -136,12 +136,12 @@ TOO_MUCH = [
     (
         "generate",
         QUOTED | {"citations": json.dumps([{"mark": 1, "text": SENTENCES}])},
-        "citations: 20000 sentences to quote from, at most 2000",
+        "citations: 20000 sentences to quote from, at most 1000",
     ),
     (
         "generate",
         QUOTED | {"citations": json.dumps([{"mark": 1, "text": SENTENCES * 3}])},
-        "bytes of text to quote from, at most 524288",
+        "bytes of text to quote from, at most 262144",
     ),
     (
         "generate",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from tritonrag.citing import spans
@@ -53,6 +55,14 @@ def test_a_quote_is_a_claim_whatever_is_in_it() -> None:
         (int(quote[-2]), quote[:-4], quote[-3:]) for quote in found
     ]
     assert {mark for mark, _, _ in cited(found[0], quoted=True)} == {1}
+
+
+def test_a_long_answer_is_looked_through_in_time() -> None:
+    began = time.process_time()
+    found = spans(("\u201c" * 20_000 + " [1]") * 3, [1])[1]
+
+    assert len(found) == 3
+    assert time.process_time() - began < 1
 
 
 def test_every_mark_has_a_list() -> None:

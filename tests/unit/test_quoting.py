@@ -17,6 +17,7 @@ from tritonrag.quoting import (
     MAX_QUOTES,
     MAX_SENTENCE_CHARS,
     REFUSAL,
+    SEGMENT_CHARS,
     mark,
     pointed,
     pointed_answers,
@@ -208,8 +209,8 @@ def test_pointers_stand_where_the_quotes_are_counted() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("x " * 300_000, "citations: 600000 bytes of text to quote from, at most 524288; send"),
-        (" ".join(f"It is {n}." for n in range(2001)), "citations: 2001 sentences to quote from"),
+        ("x " * 300_000, "citations: 600000 bytes of text to quote from, at most 262144; send"),
+        (" ".join(f"It is {n}." for n in range(1001)), "citations: 1001 sentences to quote from"),
         (" ".join(f"It is {n}." for n in range(20_000)), "citations: 20000 sentences to quote"),
     ],
 )
@@ -225,6 +226,27 @@ def test_a_quoted_mark_is_no_mark() -> None:
     assert list(quotes([(1, "See [2] and [ 3 ]."), (2, "[1]")])) == [
         "See (2) and ( 3 ). [1]",
         "(1) [2]",
+    ]
+
+
+@pytest.mark.parametrize(
+    "text", ["\u201c" * 80_000, "(" * 250_000, '"a" ' * 60_000, "a. " * 80_000]
+)
+def test_splitting_takes_time_in_proportion(text: str) -> None:
+    began = time.process_time()
+    sentences(text)
+
+    assert time.process_time() - began < 2
+
+
+def test_a_long_text_is_split_like_a_short_one() -> None:
+    text = "\n".join(f"Room {n} is open. It closes at {n}:30." for n in range(2000))
+
+    assert len(text) > 10 * SEGMENT_CHARS
+    assert sentences(text) == [
+        sentence
+        for n in range(2000)
+        for sentence in (f"Room {n} is open.", f"It closes at {n}:30.")
     ]
 
 
