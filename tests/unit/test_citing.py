@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import time
 
 import pytest
 
-from tritonrag.citing import spans
+from tritonrag.citing import Citations, spans
 from tritonrag.quoting import quotes
 
 
@@ -55,6 +56,36 @@ def test_a_quote_is_a_claim_whatever_is_in_it() -> None:
         (int(quote[-2]), quote[:-4], quote[-3:]) for quote in found
     ]
     assert {mark for mark, _, _ in cited(found[0], quoted=True)} == {1}
+
+
+def test_citations_are_given_again_with_their_spans() -> None:
+    given = [
+        {"mark": 1, "text": 'é "a"', "page": 2},
+        {"mark": None, "text": "far", "dropped": "context", "spans": "x"},
+        {"mark": 2, "text": "b", "spans": [{"start": 1}]},
+    ]
+    citations = Citations.parse(json.dumps(given))
+    located = json.loads(citations.located("Yes. [1]", quoted=True))
+
+    assert citations.passages == ((1, 'é "a"'), (2, "b"))
+    span = {"start": 0, "end": 4, "mark_start": 5, "mark_end": 8}
+    assert located == [
+        given[0] | {"spans": [span]}, given[1] | {"spans": []}, given[2] | {"spans": []},
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ["", "[]"])
+def test_no_citations_stay_none(text: str) -> None:
+    assert Citations.parse(text).located("A [1].", quoted=False) == text
+
+
+def test_large_citations_are_given_again_in_no_time() -> None:
+    text = json.dumps([{"mark": n, "text": "a" * 60_000} for n in range(1, 101)])
+    citations = Citations.parse(text)
+    began = time.process_time()
+    citations.located("So. [7]", quoted=True)
+
+    assert time.process_time() - began < 0.1
 
 
 def test_a_long_answer_is_looked_through_in_time() -> None:

@@ -13,8 +13,9 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
-from tritonrag import citing, contract
+from tritonrag import contract
 from tritonrag.backend.conversions import error_response, response, single, strings, tensor
+from tritonrag.citing import Citations
 from tritonrag.contract import MODELS
 from tritonrag.errors import InvalidRequest
 from tritonrag.generation import Engine, Generation, Usage
@@ -95,9 +96,9 @@ class ResponseSink:
         """Take the request's ``InferenceResponseSender``."""
         self._sender = sender
         self._outbox = outbox
-        self.citations = ""
-        """Of the prompt, as JSON; to be set before anything is sent. The last response has them
-        again, with their places in the answer."""
+        self.citations = Citations()
+        """Of the prompt; to be set before anything is sent. The last response has them again, with
+        their places in the answer."""
         self.quoted = False
         """Whether the answer is one of quotes; to be set like the citations."""
         self._sent: list[str] = []
@@ -161,23 +162,17 @@ class ResponseSink:
         self._sent.append(text)
         flags = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if reason else 0
         try:
-            citations = self._located() if reason else self.citations if first else ""
-            values = (text, citations, reason, usage)
+            values = (text, self._cited(first, bool(reason)), reason, usage)
             tensors = [tensor(spec, [[value]]) for spec, value in zip(outputs, values, strict=True)]
             self._sender.send(response(*tensors), flags=flags)
         except Exception as error:
             self._fail(error)
         self.ended = self.ended or bool(reason)
 
-    def _located(self) -> str:
-        """Return the citations with the spans of the answer that cite each."""
-        if not self.citations:
-            return ""
-        listed = json.loads(self.citations)
-        marks = {each["mark"] for each in listed} - {None}
-        found = citing.spans("".join(self._sent), marks, quoted=self.quoted)
-        located = [{**each, "spans": found.get(each["mark"], [])} for each in listed]
-        return json.dumps(located, ensure_ascii=False)
+    def _cited(self, first: bool, last: bool) -> str:
+        if last:
+            return self.citations.located("".join(self._sent), quoted=self.quoted)
+        return self.citations.text if first else ""
 
     def _fail(self, error: Exception) -> None:
         if self.ended:
@@ -216,16 +211,16 @@ class Streams:
 def generate(engine: Engine, request: Any, sink: ResponseSink) -> None:
     """Start the generation that a request asks for, or cancel the one that it names."""
     prompt = single(request, contract.PROMPT, "")
-    citations = single(request, MODELS["generate"].inputs[1], "")
     if single(request, contract.CANCEL, False):
         _cancel(engine, request.request_id(), sink)
-    elif not prompt and citations == "[]":
-        sink.citations = citations
+        return
+    sink.citations = Citations.parse(single(request, MODELS["generate"].inputs[1], ""))
+    if not prompt and sink.citations.text == "[]":
         sink.delta(NOTHING_FOUND)
         sink.finish("stop", Usage())
     else:
-        generation = _generation(engine, request, prompt, citations)
-        sink.citations, sink.quoted = citations, generation.grounding == "quote"
+        generation = _generation(engine, request, prompt, sink.citations.passages)
+        sink.quoted = generation.grounding == "quote"
         engine.submit(generation, sink)
 
 
@@ -236,8 +231,9 @@ def _cancel(engine: Engine, request_id: str, sink: ResponseSink) -> None:
     sink.finish("cancelled", Usage())
 
 
-def _generation(engine: Engine, request: Any, prompt: str, citations: str) -> Generation:
-    passages = _passages(citations)
+def _generation(
+    engine: Engine, request: Any, prompt: str, passages: tuple[tuple[int, str], ...]
+) -> Generation:
     default = engine.grounding if passages else "free"
     return Generation(
         id=request.request_id(),
@@ -251,31 +247,3 @@ def _generation(engine: Engine, request: Any, prompt: str, citations: str) -> Ge
         stop=tuple(strings(request, contract.STOP)),
         grounding=single(request, contract.GROUNDING, default),
     )
-
-
-def _passages(citations: str) -> tuple[tuple[int, str], ...]:
-    size = len(citations.encode())
-    if size > contract.MAX_CITATIONS_BYTES:
-        raise InvalidRequest(
-            f"citations: {size} bytes, at most {contract.MAX_CITATIONS_BYTES}; send fewer"
-        )
-    try:
-        listed = json.loads(citations or "[]")
-        found = tuple((_mark(each), each["text"]) for each in listed if each["mark"] is not None)
-        "".join(text for _, text in found)
-        # Half of a surrogate pair is JSON, but no text; and NaN is not even JSON.
-        json.dumps(listed, ensure_ascii=False, allow_nan=False).encode()
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise InvalidRequest(
-            'citations: expected a JSON list of {"mark": number, "text": …} as `prompt` gives it'
-        ) from error
-    if len(listed) > contract.MAX_TOP_K:
-        raise InvalidRequest(f"citations: {len(listed)}, at most {contract.MAX_TOP_K}")
-    return found
-
-
-def _mark(citation: dict[str, Any]) -> int:
-    mark = citation["mark"]
-    if type(mark) is not int or mark < 1:  # True is an int too
-        raise ValueError(f"mark {mark!r}")
-    return mark
