@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -112,7 +116,33 @@ def test_its_process_ends_with_it() -> None:
     assert process.poll() is not None
 
 
-def test_an_usual_rendering_takes_milliseconds() -> None:
+def test_its_process_does_not_outlive_a_killed_owner() -> None:
+    program = (
+        "import os, signal\n"
+        "from tritonrag.chat_template import ChatTemplate\n"
+        "render = ChatTemplate('ok')\n"
+        "render([])\n"
+        "print(render._process.pid, flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+    process = Path("/proc") / done.stdout.strip()
+    ends = time.monotonic() + 10
+    while process.exists() and not _is_zombie(process) and time.monotonic() < ends:
+        time.sleep(0.02)
+    assert not process.exists() or _is_zombie(process)
+
+
+def _is_zombie(process: Path) -> bool:
+    """Return whether a process has ended, where no init is there to collect it."""
+    with suppress(FileNotFoundError):
+        return (process / "stat").read_text().rpartition(") ")[2].startswith("Z")
+    return True
+
+
+def test_a_usual_rendering_takes_milliseconds() -> None:
     render = ChatTemplate("{% for m in messages %}{{ m.content }}{% endfor %}")
     turns = [{"role": "user", "content": "word " * 2000}] * 4
     render(turns)
@@ -130,5 +160,4 @@ def test_the_process_has_no_credentials(monkeypatch: pytest.MonkeyPatch) -> None
     process = render._process
 
     assert process
-    with open(f"/proc/{process.pid}/environ", encoding="utf-8") as environment:
-        assert "LLM_API_KEY" not in environment.read()
+    assert b"LLM_API_KEY" not in Path(f"/proc/{process.pid}/environ").read_bytes()

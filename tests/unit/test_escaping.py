@@ -79,7 +79,7 @@ def test_special_tokens_in_any_text_are_text(name: str, escaped_for: str) -> Non
         assert attacked.count(marker) == harmless.count(marker), marker
 
 
-hostile_texts = st.lists(
+HOSTILE = st.lists(
     st.one_of(
         st.sampled_from(EVERY),
         st.sampled_from(EVERY).map(str.upper),
@@ -91,7 +91,7 @@ hostile_texts = st.lists(
 
 
 @settings(max_examples=60, deadline=None, derandomize=True, database=None)
-@given(hostile_texts)
+@given(HOSTILE)
 @pytest.mark.parametrize("name", ["Llama 3", "Mistral", "Gemma", "DeepSeek"])
 def test_no_text_adds_a_special_token(name: str, text: str) -> None:
     tokenizer = tokenizer_of(*FAMILIES[name].special)
@@ -101,10 +101,13 @@ def test_no_text_adds_a_special_token(name: str, text: str) -> None:
 
     assert not special_ids(tokenizer, once)
     assert escaped(once) == once
+    made = builder(FAMILIES[name], escaped)
+    harmless = special_ids(tokenizer, prompt(made, "A harmless text."))
+    assert special_ids(tokenizer, prompt(made, text)) == harmless
 
 
 @settings(max_examples=100, deadline=None, derandomize=True, database=None)
-@given(hostile_texts)
+@given(HOSTILE)
 def test_no_quote_has_a_special_token_or_a_pointer(text: str) -> None:
     tokenizer = tokenizer_of(*DEMO)
     escaped = escape_for([*special_tokens(tokenizer), "<end>"])(text)
