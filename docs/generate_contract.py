@@ -27,6 +27,17 @@ LIMITS = (
     ("question", f"1 to {contract.MAX_QUESTION_BYTES} bytes of UTF-8, not blank"),
     ("text with role `passage`", f"1 to {contract.MAX_TEXT_BYTES} bytes of UTF-8, not blank"),
     ("history", f"{contract.MAX_HISTORY_BYTES} bytes of JSON"),
+    (
+        "passages",
+        f"{contract.MAX_TOP_K} for a question, of {contract.MAX_PASSAGE_BYTES} bytes of JSON each "
+        f"and {contract.MAX_PASSAGES_BYTES} together",
+    ),
+    ("citations", f"{contract.MAX_TOP_K}, {contract.MAX_CITATIONS_BYTES} bytes of JSON"),
+    (
+        "citations with grounding `quote`",
+        f"{contract.MAX_QUOTED_BYTES} bytes of text, {contract.MAX_QUOTED_SENTENCES} sentences",
+    ),
+    ("input_ids", "0 to the embedder's vocabulary, as many as its longest input, as the mask"),
     ("prompt", f"{contract.MAX_PROMPT_BYTES} bytes of UTF-8, and the LLM's context"),
     ("top_k", f"{contract.MIN_TOP_K} to {contract.MAX_TOP_K}"),
     ("retrieve_k", f"`top_k` to {contract.MAX_TOP_K}"),

@@ -26,8 +26,9 @@ from corpus import read_jsonl
 from scoring import Quotes, Row, following, scores
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
+from tritonrag.chat_template import compiled
 from tritonrag.overlap import Overlap
-from tritonrag.prompting import PromptBuilder, chat_template
+from tritonrag.prompting import PromptBuilder
 from tritonrag.quoting import MAX_QUOTES, REFUSAL, pointed_answers, quotes, sentences
 
 MODEL = Path(__file__).parent / "model"
@@ -150,7 +151,7 @@ class Reader:
             )
         special = {name: str(getattr(tokenizer, name) or "") for name in ("bos_token", "eos_token")}
         builder = PromptBuilder(
-            render=chat_template(tokenizer.chat_template, **special),
+            render=compiled(tokenizer.chat_template, **special),
             count_tokens=lambda text: len(tokenizer.encode(text, add_special_tokens=False)),
             context_tokens=model.config.max_position_embeddings,
             answer_tokens=ANSWER_TOKENS,

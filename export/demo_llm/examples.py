@@ -20,8 +20,9 @@ from policies import question as asked_of
 from questions import Asker
 from tokenizers import Tokenizer
 
+from tritonrag.chat_template import compiled
 from tritonrag.overlap import Overlap, content_words
-from tritonrag.prompting import asked_last, chat_template, messages, pointed_message
+from tritonrag.prompting import asked_last, messages, pointed_message
 from tritonrag.quoting import MAX_QUOTES, mark, numbered, pointer
 
 PAD, END = "<pad>", "<end>"
@@ -40,7 +41,7 @@ VARIED = 0.2
 """Share of the real questions in which words are replaced by near ones."""
 CHAT_TEMPLATE = (Path(__file__).parent / "chat_template.jinja").read_text(encoding="utf-8")
 
-render = chat_template(CHAT_TEMPLATE)
+render = compiled(CHAT_TEMPLATE)
 
 
 @dataclass(frozen=True)

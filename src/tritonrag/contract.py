@@ -29,6 +29,17 @@ MIN_TOP_K, MAX_TOP_K, DEFAULT_TOP_K = 1, 100, 4
 DEFAULT_RETRIEVE_K = 20
 """Passages that are found for the reranker when the caller does not say."""
 
+MAX_PASSAGE_BYTES, MAX_PASSAGES_BYTES = 1024 * 1024, 4 * 1024 * 1024
+"""Longest passage that ``prompt`` and ``rerank`` take, and all for one question together, in bytes
+of JSON. There are at most ``MAX_TOP_K``."""
+
+MAX_CITATIONS_BYTES = 6 * 1024 * 1024
+"""Longest citations that ``generate`` takes, in bytes of JSON; at most ``MAX_TOP_K`` of them."""
+
+MAX_QUOTED_BYTES, MAX_QUOTED_SENTENCES = 256 * 1024, 1000
+"""Most text, in bytes of UTF-8, and most sentences that an answer with ``grounding=quote`` may
+choose from: the grammar of more takes an engine over a second to make."""
+
 RERANK = "rerank"
 """The reranker's model, and the config variant (``configs/rerank.pbtxt``) that uses it."""
 
@@ -116,7 +127,12 @@ def _optional(spec: TensorSpec) -> TensorSpec:
 
 TEXT = TensorSpec("text", "STRING", (1,), f"text to embed, UTF-8, at most {MAX_TEXT_BYTES} bytes")
 ROLE = TensorSpec("role", "STRING", (1,), "`query` (default) or `passage`", optional=True)
-INPUT_IDS = TensorSpec("input_ids", "INT64", (-1,), "token ids, padded to one length")
+INPUT_IDS = TensorSpec(
+    "input_ids",
+    "INT64",
+    (-1,),
+    "token ids of the embedder's vocabulary, padded to one length, at most its longest input",
+)
 ATTENTION_MASK = TensorSpec("attention_mask", "INT64", (-1,), "1 for a token, 0 for padding")
 SENTENCE_EMBEDDING = TensorSpec(
     "sentence_embedding", "FP32", (-1,), "pooled, L2-normalised embedding"
@@ -190,7 +206,14 @@ HISTORY = TensorSpec(
     "history", "STRING", (1,),
     "earlier turns, a JSON list of `{\"role\": \"user\"|\"assistant\", \"content\": …}`", True,
 )  # fmt: skip
-PROMPT = TensorSpec("prompt", "STRING", (1,), "prompt as the LLM reads it")
+PROMPT = TensorSpec(
+    "prompt",
+    "STRING",
+    (1,),
+    "prompt as the LLM reads it. In question, passages and history special tokens are broken by a "
+    "space and numbers in brackets stand in parentheses, so that these are text alone; what a "
+    "caller of `generate` sends is taken as it is",
+)
 CITATIONS = TensorSpec(
     "citations", "STRING", (1,),
     "JSON list, one object per passage: `mark` (its number in the answer), the passage's fields, "
@@ -257,7 +280,13 @@ CANCELLED = TensorSpec(
 )
 ANSWER = TensorSpec("text", "STRING", (1,), "text generated since the last response")
 FIRST_CITATIONS = TensorSpec(
-    "citations", "STRING", (1,), "in the first response the citations, later empty"
+    "citations",
+    "STRING",
+    (1,),
+    "in the first response the citations; in the last one again, each with its `spans`, a list of "
+    '`{"start": …, "end": …, "mark_start": …, "mark_end": …}`: where in the whole text of the '
+    "answer, in characters (Unicode code points, ends exclusive), the claim stands that it is "
+    "cited for, and its mark; in between empty. A mark need never be looked for in the text",
 )
 FINISH_REASON = TensorSpec(
     "finish_reason", "STRING", (1,),

@@ -13,10 +13,13 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-from tritonrag.contract import MAX_HISTORY_BYTES
+from tritonrag.contract import (
+    MAX_HISTORY_BYTES,
+    MAX_PASSAGE_BYTES,
+    MAX_PASSAGES_BYTES,
+)
 from tritonrag.errors import InvalidRequest
+from tritonrag.escaping import Escape, escape
 from tritonrag.overlap import Overlap
 from tritonrag.quoting import REFUSAL, mark, numbered, pointed, pointer, readable, sentences
 
@@ -40,11 +43,22 @@ PASSAGE_SHARE = 0.3
 """Of the best score in a passage, what each of its sentences gets: an answer often stands beside
 the sentence that names what was asked for."""
 
+CHARS_PER_TOKEN = 32
+"""More than a token of any prompt has on average: a longer text fits no context, uncounted."""
+
+MAX_HEADING_CHARS = 1000
+"""Most of a passage's heading that an LLM or a reranker reads."""
+
+CITATION_FIELDS = frozenset({"mark", "dropped", "cut", "spans"})
+"""What a citation has beyond its passage, and no passage may bring with it."""
+
 Message = dict[str, str]
 
 
 def user_message(question: str, passages: Sequence[tuple[str, str]], pointers: int = 0) -> str:
     """Return the user message for ``(heading, text)`` passages, numbered from 1, best first.
+
+    No text has a blank line, so that none begins a passage of its own.
 
     For an LLM with ``pointers`` (:mod:`tritonrag.quoting`) each sentence stands between its own,
     and the question comes last alone, so that in training one reading serves many questions. After
@@ -52,7 +66,8 @@ def user_message(question: str, passages: Sequence[tuple[str, str]], pointers: i
     """
     if not pointers:
         asked = f"Question: {' '.join(question.split())}"
-        return "\n\n".join([asked, *_numbered(passages), asked])
+        shown = [(" ".join(heading.split()), _without_blank_lines(t)) for heading, t in passages]
+        return "\n\n".join([asked, *_numbered(shown), asked])
     found = [sentences(text) for _, text in passages]
     headings = [readable(heading) for heading, _ in passages]
     return pointed_message(readable(question), headings, found, pointers)
@@ -100,6 +115,10 @@ def _numbered(passages: Iterable[tuple[str, str]]) -> list[str]:
     ]
 
 
+def _without_blank_lines(text: str) -> str:
+    return "\n".join(line for line in text.splitlines() if line.strip())
+
+
 def messages(user: str, history: Sequence[Message] = ()) -> list[Message]:
     """Return the chat messages: system, earlier turns, then the user message."""
     return [
@@ -109,22 +128,10 @@ def messages(user: str, history: Sequence[Message] = ()) -> list[Message]:
     ]
 
 
-def chat_template(source: str, **special_tokens: str) -> Callable[[list[Message]], str]:
-    """Return a function that renders messages with a Hugging Face chat template.
-
-    ``special_tokens`` are the names a template may use (``bos_token``, ``eos_token``). Rendering is
-    sandboxed as in ``transformers``, since a template comes with a downloaded model.
-    """
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    environment.globals["raise_exception"] = _raise
-    template = environment.from_string(source)
-    return lambda turns: template.render(
-        messages=turns, add_generation_prompt=True, **special_tokens
-    )
-
-
 def parse_history(text: str) -> list[Message]:
     """Return the earlier turns in ``text``, a JSON list of ``{"role", "content"}``.
+
+    What else a turn holds is left out: a chat template might show it.
 
     Raises:
         InvalidRequest: it is too long, not JSON, or not such a list.
@@ -136,15 +143,24 @@ def parse_history(text: str) -> list[Message]:
         raise InvalidRequest(
             'history: expected a JSON list of {"role": "user" or "assistant", "content": "…"}'
         )
-    return turns
+    return [{"role": turn["role"], "content": turn["content"]} for turn in turns]
 
 
-def parse_passages(texts: Iterable[str]) -> list[dict[str, Any]]:
+def parse_passages(texts: Sequence[str]) -> list[dict[str, Any]]:
     """Return the passages in JSON ``texts``, empty strings (padding) left out.
 
     Raises:
-        InvalidRequest: one is not a JSON object with a ``text``.
+        InvalidRequest: they are too long, or one is not a JSON object with a ``text``.
     """
+    sizes = [len(text.encode()) for text in texts]
+    if max(sizes, default=0) > MAX_PASSAGE_BYTES:
+        raise InvalidRequest(
+            f"passages: one is {max(sizes)} bytes, at most {MAX_PASSAGE_BYTES}; cut its text"
+        )
+    if sum(sizes) > MAX_PASSAGES_BYTES:
+        raise InvalidRequest(
+            f"passages: {sum(sizes)} bytes together, at most {MAX_PASSAGES_BYTES}; send fewer"
+        )
     return [_passage(text) for text in texts if text]
 
 
@@ -162,7 +178,8 @@ class PromptBuilder:
 
     ``render`` turns chat messages into the prompt, ``count_tokens`` counts its tokens,
     ``context_tokens`` is the LLM's context and ``answer_tokens`` what is kept free for the answer.
-    ``pointers`` is how many the LLM has.
+    ``pointers`` is how many the LLM has, ``escape`` what keeps the texts of question, passages and
+    history from being read as anything else (:mod:`tritonrag.escaping`).
     """
 
     render: Callable[[list[Message]], str]
@@ -170,6 +187,7 @@ class PromptBuilder:
     context_tokens: int
     answer_tokens: int
     pointers: int = 0
+    escape: Escape = escape
 
     def build(
         self, question: str, passages: Sequence[dict[str, Any]], history: Sequence[Message] = ()
@@ -187,8 +205,10 @@ class PromptBuilder:
         """
         if not passages:
             return Prompt("", [])
-        whole = self._render(question, passages, history)
-        if self._fits(whole):  # as nearly always
+        question = self.escape(question)
+        history = [{**turn, "content": self.escape(turn["content"])} for turn in history]
+        whole = "" if self._too_long(passages) else self._render(question, passages, history)
+        if whole and self._fits(whole):  # as nearly always
             return Prompt(whole, _kept(passages))
         passages = [self._fitting(question, passages[0]), *passages[1:]]
         turns = self._recent(question, passages[:1], history)
@@ -196,10 +216,13 @@ class PromptBuilder:
         over = bisect_left(
             range(1, len(passages) + 1),
             True,
-            key=lambda kept: not self._fits(self._render(question, passages[:kept], turns)),
+            key=lambda kept: (
+                self._too_long(passages[:kept])
+                or not self._fits(self._render(question, passages[:kept], turns))
+            ),
         )
         text = self._render(question, passages[:over], turns)
-        dropped = [{"mark": None, "dropped": "context", **passage} for passage in passages[over:]]
+        dropped = [_cited(passage, None, dropped="context") for passage in passages[over:]]
         return Prompt(text, _kept(passages[:over]) + dropped)
 
     def _fitting(self, question: str, passage: dict[str, Any]) -> dict[str, Any]:
@@ -209,8 +232,9 @@ class PromptBuilder:
             return self._fits(self._render(question, [{**passage, "text": text[:length]}], ()))
 
         text = str(passage["text"])
-        if fits(len(text)):
+        if not self._too_long([passage]) and fits(len(text)):
             return passage
+        text = text[: self._room * CHARS_PER_TOKEN]
         most = bisect_left(range(1, len(text)), True, key=lambda length: not fits(length))
         words = text[:most].rsplit(maxsplit=1)
         cut = words[0] if len(words) > 1 else text[:most]
@@ -238,20 +262,38 @@ class PromptBuilder:
     def _render(
         self, question: str, passages: Sequence[dict[str, Any]], history: Sequence[Message]
     ) -> str:
-        pairs = [(heading(passage), str(passage["text"])) for passage in passages]
+        pairs = [
+            (self.escape(heading(passage)), self.escape(str(passage["text"])))
+            for passage in passages
+        ]
         return self.render(messages(user_message(question, pairs, self.pointers), history))
 
+    @property
+    def _room(self) -> int:
+        return self.context_tokens - self.answer_tokens
+
+    def _too_long(self, passages: Iterable[dict[str, Any]]) -> bool:
+        """Return whether texts are so long that they need not be tokenized to be counted."""
+        return sum(len(str(each["text"])) for each in passages) > self._room * CHARS_PER_TOKEN
+
     def _fits(self, text: str) -> bool:
-        return self.count_tokens(text) <= self.context_tokens - self.answer_tokens
+        return self.count_tokens(text) <= self._room
 
 
 def _kept(passages: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{"mark": number, **passage} for number, passage in enumerate(passages, 1)]
+    return [_cited(passage, number) for number, passage in enumerate(passages, 1)]
+
+
+def _cited(passage: dict[str, Any], number: int | None, **why: str) -> dict[str, Any]:
+    return {"mark": number, **why, **passage}
 
 
 def heading(passage: dict[str, Any]) -> str:
-    """Return what a passage is headed with in the prompt: its location, or else its title."""
-    return str(passage.get("location") or passage.get("title") or "")
+    """Return what a passage is headed with in the prompt: its location, or else its title.
+
+    It is cut after ``MAX_HEADING_CHARS``.
+    """
+    return str(passage.get("location") or passage.get("title") or "")[:MAX_HEADING_CHARS]
 
 
 def _passage(text: str) -> dict[str, Any]:
@@ -260,7 +302,7 @@ def _passage(text: str) -> dict[str, Any]:
         raise InvalidRequest(
             'passages: expected JSON objects with a "text", as `search` gives them'
         )
-    return passage
+    return {name: value for name, value in passage.items() if name not in CITATION_FIELDS}
 
 
 def _from_json(name: str, text: str) -> Any:
@@ -280,7 +322,3 @@ def _is_turn(turn: object) -> bool:
         and turn.get("role") in ("user", "assistant")
         and isinstance(turn.get("content"), str)
     )
-
-
-def _raise(message: str) -> None:
-    raise InvalidRequest(f"history: the LLM's chat template refuses it: {message}")

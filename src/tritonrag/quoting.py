@@ -2,7 +2,8 @@
 
 With ``grounding=quote`` the decoder may only write one to three whole sentences of the passages,
 each followed by the mark of its passage, or the fixed refusal. Whatever the model's size, the
-answer is then verbatim from a source (runs of white space count as one space).
+answer is then verbatim from a source: runs of white space count as one space, and what could pass
+for a mark is escaped (:mod:`tritonrag.escaping`), so that a quoted ``[2]`` reads ``(2)``.
 
 An LLM may know *pointers*: special tokens, one on either side of each sentence of its prompt, which
 never show in an answer. It then writes a sentence's pointer before the sentence, so that one token
@@ -16,12 +17,15 @@ llguidance, which ONNX Runtime GenAI embeds.
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import chain
 
 from sentencex import segment
+
+from tritonrag.contract import MAX_QUOTED_BYTES, MAX_QUOTED_SENTENCES
+from tritonrag.errors import InvalidRequest
+from tritonrag.escaping import printable, unmarked
 
 REFUSAL = "The documents do not say."
 """The one sentence of an answer that is not from a document."""
@@ -36,6 +40,12 @@ logs) must still give a quote of readable length."""
 KEPT_TEXTS = 2048
 """Texts whose sentences are kept; with 2,000 characters each they take about 10 MB."""
 
+SEGMENT_CHARS = 4000
+"""Longest text that is split into sentences at once: of some, such as one of opening quotation
+marks alone, it takes time in proportion to the square of the length."""
+
+_PART_END = re.compile(r"\n|[.!?]\s|[。！？]")
+
 _CLAUSE_END = re.compile(r"[;:,\u3001\uff0c\uff1b\u060c\u061b](?!\d)\s*|\s+")
 """Where a long sentence may be cut; never inside a number or a time (``25,000``, ``10:30``)."""
 
@@ -49,13 +59,9 @@ _OPENINGS, _AFTER_QUOTE = (("\n", ""), (":", " ")), (("]", " "),)
 Encode = Callable[[str], Sequence[int]]
 """Text to the token ids of the LLM, without special tokens."""
 
-_CONTROL = "Cc"
-"""The Unicode category that no quote needs. Format characters stay: joiners make Persian words and
-emoji families what they are."""
-
 
 def sentences(text: str) -> list[str]:
-    """Split ``text`` into sentences, white space collapsed, without those of no letter or digit.
+    """Split ``text`` into :func:`readable` sentences, without those of no letter or digit.
 
     Splitting is by Wikimedia's ``sentencex``; its English rules also end sentences at the full
     stops of Chinese, Japanese and Arabic, so that no language needs to be detected. What was split
@@ -66,8 +72,22 @@ def sentences(text: str) -> list[str]:
 
 @lru_cache(maxsize=KEPT_TEXTS)
 def _sentences(text: str) -> tuple[str, ...]:
-    pieces = chain.from_iterable(_cut(readable(piece)) for piece in segment("en", text))
+    parts = chain.from_iterable(segment("en", part) for part in _parts(text))
+    pieces = chain.from_iterable(_cut(readable(piece)) for piece in parts)
     return tuple(sentence for sentence in pieces if any(char.isalnum() for char in sentence))
+
+
+def _parts(text: str) -> Iterator[str]:
+    """Yield a text in parts that can be split at once, cut where a sentence or a word may end."""
+    start = 0
+    while len(text) - start > SEGMENT_CHARS:
+        stop = start + SEGMENT_CHARS
+        ends = [match.end() for match in _PART_END.finditer(text, start, stop)]
+        end = ends[-1] if ends else text.rfind(" ", start + 1, stop)
+        end = end if end > start else stop
+        yield text[start:end]
+        start = end
+    yield text[start:]
 
 
 def mark(number: int) -> str:
@@ -128,8 +148,11 @@ def quote_grammar(citations: Iterable[tuple[int, str]], encode: Encode, pointers
     It is written in the LLM's own token ids, as ``encode`` gives them for text without special
     tokens, so that an answer is always tokenised as in training. Where the LLM has no ``pointers``
     a leading space is allowed, since many tokenizers join it to the first word.
+
+    Raises:
+        InvalidRequest: there is more text or there are more sentences than a grammar is made of.
     """
-    allowed = list(quotes(citations))
+    allowed = _allowed(list(citations))
     if pointers:
         ids = [encode(answer) for answer in pointed_answers(allowed, pointers)]
         return "\n".join([_NO_FORCING, *_in_order(ids[:-1]), f"refusal: {_any_of(ids[-1:])}"])
@@ -143,6 +166,23 @@ def quote_grammar(citations: Iterable[tuple[int, str]], encode: Encode, pointers
         f"next: {_any_of(_spelled(encode, allowed, _AFTER_QUOTE))}",
         f"start: refusal | first next{{0,{MAX_QUOTES - 1}}}",
     ])  # fmt: skip
+
+
+def _allowed(citations: Sequence[tuple[int, str]]) -> list[str]:
+    size = sum(len(text.encode()) for _, text in citations)
+    if size > MAX_QUOTED_BYTES:
+        raise _too_much(f"{size} bytes of text", f"{MAX_QUOTED_BYTES}")
+    allowed = list(quotes(citations))
+    if len(allowed) > MAX_QUOTED_SENTENCES:
+        raise _too_much(f"{len(allowed)} sentences", f"{MAX_QUOTED_SENTENCES}")
+    return allowed
+
+
+def _too_much(came: str, most: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"citations: {came} to quote from, at most {most}; send fewer passages (top_k), or use "
+        "grounding=free"
+    )
 
 
 def _in_order(quoted: Sequence[Sequence[int]]) -> Iterator[str]:
@@ -189,9 +229,8 @@ def _continuation(encode: Encode, before: str, text: str) -> Sequence[int]:
 
 
 def readable(text: str) -> str:
-    """Collapse white space and drop control characters, which no quote needs."""
-    kept = (char for char in text if char.isspace() or unicodedata.category(char) != _CONTROL)
-    return " ".join("".join(kept).split())
+    """Collapse white space, drop control characters and take the brackets off numbers."""
+    return unmarked(" ".join(printable(text).split()))
 
 
 def _cut(sentence: str) -> Iterator[str]:

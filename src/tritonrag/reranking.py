@@ -17,7 +17,7 @@ import numpy.typing as npt
 from tokenizers import Encoding, Tokenizer
 
 from tritonrag.errors import InternalError
-from tritonrag.prompting import heading
+from tritonrag.prompting import CHARS_PER_TOKEN, heading
 from tritonrag.tokenizing import PAD_MULTIPLE
 
 Ids = npt.NDArray[np.int64]
@@ -61,13 +61,16 @@ class PairTokenizer:
         """Load ``tokenizer.json``; a longer pair is cut where its longer text ends."""
         self._tokenizer = Tokenizer.from_file(str(file))
         self._tokenizer.enable_truncation(max_tokens, strategy="longest_first")
+        self._tokenizer.encode_special_tokens = True  # `[SEP]` in a text is text
         self._max_tokens = max_tokens
         known = map(self._tokenizer.token_to_id, ("[PAD]", "<pad>"))
         self._pad_id = next((each for each in known if each is not None), 0)
 
     def encode(self, pairs: Sequence[tuple[str, str]]) -> list[Encoding]:
         """Return the pairs in tokens, unpadded."""
-        encoded: list[Encoding] = self._tokenizer.encode_batch_fast(pairs)
+        most = self._max_tokens * CHARS_PER_TOKEN  # what is cut off need not be tokenized first
+        cut = [(question[:most], text[:most]) for question, text in pairs]
+        encoded: list[Encoding] = self._tokenizer.encode_batch_fast(cut)
         return encoded
 
     def pad(self, encodings: Sequence[Encoding]) -> tuple[Ids, Ids, Ids]:

@@ -50,6 +50,7 @@ class TextTokenizer:
         self._limit = limit - limit % PAD_MULTIPLE or limit
         self._tokenizer.enable_truncation(self._limit)
         self._tokenizer.no_padding()
+        self._tokenizer.encode_special_tokens = True  # `[SEP]` in a text is text
         to_id = self._tokenizer.token_to_id
         self._pad_id = to_id("[PAD]") or to_id("<pad>") or 0
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tritonrag import prompting, rollout, versions
+from tritonrag import rollout, versions
 from tritonrag.artifacts import (
     EMBEDDER_DIR,
     LLM_DIR,
@@ -22,6 +22,7 @@ from tritonrag.artifacts import (
     model_sha256,
     sha256,
 )
+from tritonrag.chat_template import ChatTemplate
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -361,7 +362,7 @@ def test_llm(with_llm: Path) -> None:
     assert (manifest.context_tokens, manifest.grounding) == (512, "quote")
     assert manifest.special_tokens == {"bos_token": "<s>", "eos_token": "</s>"}
     assert manifest.sha256 == model_sha256(folder)
-    render = prompting.chat_template(manifest.chat_template, **manifest.special_tokens)
+    render = ChatTemplate(manifest.chat_template, **manifest.special_tokens)
     assert render([{"role": "user", "content": "Hi"}]) == "<s>User: Hi\n\nAssistant:"
     tokenizer = genai.Tokenizer(genai.Model(str(folder)))
     assert tokenizer.decode(tokenizer.encode("The river rose.")) == "The river rose."

@@ -12,8 +12,21 @@ PACKAGE = Path(__file__).parents[2] / "src/tritonrag"
 
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"contract", "errors"}),
-    frozenset({"confinement", "limits", "metadata", "scheduling", "settings", "versions"}),
-    frozenset({"artifacts", "formats", "llm_config", "monitoring", "overlap", "quoting"}),
+    frozenset(
+        {
+            "citing",
+            "confinement",
+            "escaping",
+            "limits",
+            "metadata",
+            "scheduling",
+            "settings",
+            "versions",
+        }
+    ),
+    frozenset(
+        {"artifacts", "chat_template", "formats", "llm_config", "monitoring", "overlap", "quoting"}
+    ),
     frozenset(
         {
             "documents",

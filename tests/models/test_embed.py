@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -45,8 +46,8 @@ def test_requests_of_different_sizes_are_answered_in_order(
 def test_texts_of_unequal_length_are_embedded_as_without_their_padding(
     model: pb_fake.Served,
 ) -> None:
-    texts = [[2], [3, 4, 5, 6, 7] * 12, [8, 9], [10] * 33]
-    padded = [text + [0] * (64 - len(text)) for text in texts]
+    texts = [[2], [3, 4, 5, 6, 7] * 6, [8, 9], [10] * 17]
+    padded = [text + [0] * (32 - len(text)) for text in texts]
     mask = [[int(bool(token)) for token in row] for row in padded]
 
     (together,) = model.infer(model.request(input_ids=padded, attention_mask=mask))
@@ -56,24 +57,66 @@ def test_texts_of_unequal_length_are_embedded_as_without_their_padding(
         np.testing.assert_allclose(alone["sentence_embedding"], [embedding], rtol=1e-6)
 
 
+@pytest.fixture
+def bare(repository: Path, tmp_path: Path) -> Iterator[pb_fake.Served]:
+    """A graph with neither a tokenizer nor a manifest beside it, as others may install one."""
+    folder = tmp_path / "embed" / "1"
+    folder.mkdir(parents=True)
+    shutil.copy(repository / "embed" / "1" / "model.onnx", folder)
+    with pb_fake.loaded("embed", tmp_path, source=BACKEND) as served:
+        yield served
+
+
 def test_an_input_that_the_graph_refuses_is_an_internal_error_without_paths(
-    model: pb_fake.Served, repository: Path
+    bare: pb_fake.Served, tmp_path: Path
 ) -> None:
-    (answer,) = model.infer(model.request(input_ids=[[99999]], attention_mask=[[1]]))
+    (answer,) = bare.infer(bare.request(input_ids=[[99999]], attention_mask=[[1]]))
 
     assert answer.code == "INTERNAL"
     assert "log id" in answer.message
-    assert str(repository) not in answer.message
+    assert str(tmp_path) not in answer.message
     assert "idx=99999" in pb_fake.errors_logged()[0]
 
 
-def test_an_input_that_the_graph_refuses_fails_alone(model: pb_fake.Served) -> None:
-    good = model.request(input_ids=[[2]], attention_mask=[[1]])
-    bad = model.request(input_ids=[[99999]], attention_mask=[[1]])
+def test_an_input_that_the_graph_refuses_fails_alone(bare: pb_fake.Served) -> None:
+    good = bare.request(input_ids=[[2]], attention_mask=[[1]])
+    bad = bare.request(input_ids=[[99999]], attention_mask=[[1]])
 
-    answers = model.infer(good, bad, good)
+    answers = bare.infer(good, bad, good)
 
     assert [answer.code for answer in answers] == ["", "INTERNAL", ""]
+
+
+@pytest.mark.parametrize(
+    ("ids", "mask", "message"),
+    [
+        ([[16]], [[1]], "input_ids: 16 is no token of this embedder, expected 0 to 15"),
+        ([[-1]], [[1]], "input_ids: -1 is no token of this embedder, expected 0 to 15"),
+        ([[2], [2**62]], [[1], [1]], "input_ids: 4611686018427387904 is no token"),
+        ([[2, 3]], [[1]], "attention_mask: is [1, 1], expected [1, 2] as input_ids"),
+        ([[2] * 33], [[1] * 33], "input_ids: 33 tokens, expected 1 to 32; cut the text"),
+        (np.zeros((1, 0)), np.zeros((1, 0)), "input_ids: 0 tokens, expected 1 to 32"),
+        (np.zeros((1, 10**6)), np.ones((1, 10**6)), "input_ids: 1000000 tokens, expected 1 to 32"),
+    ],
+)
+def test_ids_are_checked_before_they_join_those_of_others(
+    model: pb_fake.Served, monkeypatch: pytest.MonkeyPatch, ids: Any, mask: Any, message: str
+) -> None:
+    good = model.request(input_ids=[[2]], attention_mask=[[1]])
+    bad = model.request(input_ids=np.array(ids, np.int64), attention_mask=np.array(mask, np.int64))
+    runs: list[int] = []
+    graph = model.model._model._graph
+
+    def counted(feed: dict[str, Any]) -> Any:
+        runs.append(len(feed["input_ids"]))
+        return graph(feed)
+
+    monkeypatch.setattr(model.model._model, "_graph", counted)
+    answers = model.infer(good, bad, good)
+
+    assert [answer.code for answer in answers] == ["", "INVALID_ARG", ""]
+    assert answers[1].message.startswith(message)
+    assert runs == [2]
 
 
 def load(repository: Path, **settings: Any) -> None:

@@ -32,6 +32,15 @@ CITATIONS = json.dumps(
 )
 
 
+def located(*spans: list[tuple[int, int, int, int]]) -> list[dict[str, Any]]:
+    """Return the citations as the last response has them, with these spans."""
+    names = ("start", "end", "mark_start", "mark_end")
+    return [
+        each | {"spans": [dict(zip(names, span, strict=True)) for span in found]}
+        for each, found in zip(json.loads(CITATIONS), spans, strict=True)
+    ]
+
+
 @dataclass
 class ScriptedEngine:
     """Keeps generations until the test ends them."""
@@ -112,7 +121,7 @@ def rows(model: pb_fake.Served, request: pb_fake.InferenceRequest) -> list[tuple
 
 
 def test_every_response_fills_every_output(model: pb_fake.Served, engine: ScriptedEngine) -> None:
-    """Citations come with the first text only, finish_reason and usage with the end only."""
+    """Citations come with the first text and the end, finish_reason and usage with the end only."""
     request = model.request(prompt=["r"], citations=[CITATIONS])
     model.stream(request)
     for text in ("25", " days.", " [1] é"):
@@ -125,7 +134,8 @@ def test_every_response_fills_every_output(model: pb_fake.Served, engine: Script
     assert text == [
         ("25", CITATIONS, "", ""), (" days.", "", "", ""), (" [1] é", "", "", ""),
     ]  # fmt: skip
-    assert last[:3] == ("", "", "stop")
+    assert json.loads(last[1]) == located([(0, 8, 9, 12)], [], [])
+    assert (last[0], last[2]) == ("", "stop")
     assert set(json.loads(last[3])) == {
         "prompt_tokens", "cached_tokens", "generated_tokens", "time_to_first_token_ms", "total_ms",
     }  # fmt: skip
@@ -147,7 +157,27 @@ def test_what_is_ready_together_goes_out_together(
     text, last = rows(model, request)
 
     assert text == ("25 days. [1] é", CITATIONS, "", "")
-    assert last[:3] == ("", "", "stop")
+    assert json.loads(last[1]) == located([(0, 8, 9, 12)], [], [])
+    assert (last[0], last[2]) == ("", "stop")
+
+
+def test_spans_are_of_the_answer_as_it_was_sent(
+    model: pb_fake.Served, engine: ScriptedEngine
+) -> None:
+    """Without the white space at its start, and without what a stop string cut off."""
+    request = model.request(prompt=["r"], citations=[CITATIONS], stop=["END"], grounding=["free"])
+    model.stream(request)
+    for text in ("  A 🙂. So it is [2", "]. One. Two [1, 2]", " E", "ND [1]"):
+        engine.streams["r"].push(text)
+    engine.streams["r"].finish("stop")
+
+    *texts, last = rows(model, request)
+
+    answer = "".join(each[0] for each in texts)
+    assert answer == "A 🙂. So it is [2]. One. Two [1, 2] "
+    assert json.loads(last[1]) == located(
+        [(24, 27, 28, 34)], [], [(5, 13, 14, 17), (24, 27, 28, 34)]
+    )
 
 
 def test_an_answer_without_text_still_has_its_citations(
@@ -159,7 +189,7 @@ def test_an_answer_without_text_still_has_its_citations(
 
     ((text, citations, reason, _),) = rows(model, request)
 
-    assert (text, citations, reason) == ("", CITATIONS, "length")
+    assert (text, json.loads(citations), reason) == ("", located([], [], []), "length")
 
 
 def test_defaults_come_from_the_contract_and_the_engine(
@@ -236,6 +266,12 @@ def test_an_empty_index_is_answered_without_the_engine(
         ({"cancel": ["k" * 10**6]}, "cancel: is 1000000 bytes, expected"),
         ({"caller": ["c" * (MAX_CALLER_BYTES + 1)]}, "caller: is 257 bytes"),
         ({"max_tokens": [501]}, "max_tokens: is 501, expected 1 to 500 (the operator's cap"),
+        ({"citations": ['[{"mark": 1, "text": "a", "score": NaN}]']}, "citations: expected a JSON"),
+        (
+            {"citations": [json.dumps([{"mark": 1, "text": ""}] * 101)]},
+            "citations: 101, at most",
+        ),
+        ({"citations": ["[" + " " * 7_000_000 + "]"]}, "citations: 7000002 bytes, at most 6291456"),
     ],
 )
 def test_a_bad_request_fails_alone(

@@ -93,6 +93,11 @@ def test_no_passage_gives_none(model: pb_fake.Served) -> None:
         ({"passages": [["{"]]}, "INVALID_ARG", "passages: not JSON"),
         ({"passages": [['{"id": 1}']]}, "INVALID_ARG", "passages: expected JSON objects with a"),
         ({"passages": [[passage("a")] * 101]}, "INVALID_ARG", "passages: 101 for one question"),
+        (
+            {"passages": [[passage("a" * 5_000_000)]]},
+            "INVALID_ARG",
+            "passages: one is 10000059 b",
+        ),
         ({"passages": [[passage("d")]]}, "INTERNAL", "the reranker's score of a passage is no"),
     ],
 )

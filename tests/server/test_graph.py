@@ -40,7 +40,11 @@ def test_rag_streams_an_answer_with_citations(served: Served) -> None:
     assert len(responses) > 2
     citations = json.loads(responses[0]["citations"])
     assert [citation["mark"] for citation in citations] == [1, 2, 3, 4]
-    assert all(response["citations"] == "" for response in responses[1:])
+    assert all(response["citations"] == "" for response in responses[1:-1])
+    located = json.loads(responses[-1]["citations"])
+    assert [{**each, "spans": []} for each in located] == [
+        {**each, "spans": []} for each in citations
+    ]
     assert [response["finish_reason"] for response in responses[:-1]] == [""] * (len(responses) - 1)
     assert responses[-1]["finish_reason"] == "stop"
     usage = json.loads(responses[-1]["usage"])

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -102,6 +103,26 @@ def test_the_best_of_what_was_found_come_in_the_order_of_the_cross_encoder(
     for passage in found:
         assert passage["retrieval_score"] == pytest.approx(before[passage["id"]], abs=1e-4)
         assert 0 < passage["score"] < 1
+
+
+@pytest.mark.parametrize(
+    ("passages", "message"),
+    [
+        (['{"text": "a"}'] * 100_000, "passages: 100000 for one question, at most 100"),
+        (['{"text": "' + "a" * 5_000_000 + '"}'], "passages: one is 5000012 bytes, at most"),
+    ],
+)
+def test_too_many_or_too_long_passages_are_refused_at_once(
+    reranked: Served, passages: list[str], message: str
+) -> None:
+    sent = inputs(question=QUESTION, passages=passages)
+    with triton.InferenceServerClient(reranked.grpc) as client:
+        began = time.monotonic()
+        with pytest.raises(InferenceServerException, match=message) as raised:
+            client.infer(RERANK, sent)
+
+    assert raised.value.status() == "StatusCode.INVALID_ARGUMENT"
+    assert time.monotonic() - began < 1
 
 
 def test_by_default_a_few_of_twenty_are_kept(

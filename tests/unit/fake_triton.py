@@ -38,6 +38,9 @@ PASSAGE = {
     "end": 30,
 }
 CITATIONS = [{"mark": 1, **PASSAGE}, {"mark": None, "dropped": "context", **PASSAGE}]
+SPAN = {"start": 0, "end": 15, "mark_start": 16, "mark_end": 19}
+CITED = [{**CITATIONS[0], "spans": [SPAN]}, {**CITATIONS[1], "spans": []}]
+"""The citations as the last response has them."""
 USAGE = {
     "prompt_tokens": 9,
     "cached_tokens": 1,
@@ -125,7 +128,7 @@ class Models:
             yield "", "", "error", json.dumps({**USAGE, "error": "the engine broke"})
         elif question != "cut off":
             yield "has 25 days [1].", "", "", ""
-            yield "", "", "stop", json.dumps(USAGE)
+            yield "", json.dumps(CITED, ensure_ascii=False), "stop", json.dumps(USAGE)
 
     def inputs(self, model: str) -> list[str]:
         spec = VARIANTS.get(self.variant, MODELS).get(model, MODELS[model])

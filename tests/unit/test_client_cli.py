@@ -9,10 +9,10 @@ import sys
 import time
 
 import pytest
-from fake_triton import PASSAGE, FakeTriton, keys
+from fake_triton import PASSAGE, SPAN, FakeTriton, keys
 
 from tritonrag import cli
-from tritonrag.cli import serving
+from tritonrag.client import probe
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def test_ask_as_json_is_one_object(run, triton: FakeTriton) -> None:
     assert code == 0
     answer = json.loads(out)
     assert answer["text"] == "Zoë has 25 days [1]."
-    assert answer["citations"][0] == {"mark": 1, **PASSAGE}
+    assert answer["citations"][0] == {"mark": 1, **PASSAGE, "spans": [SPAN]}
     assert answer["finish_reason"] == "stop"
     assert answer["usage"]["generated_tokens"] == 4
     assert triton.models.requests[-1].inputs["stop"] == ["a", "b"]
@@ -102,7 +102,7 @@ def test_a_probe_says_at_once_what_is_wrong(
     run, triton: FakeTriton, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Such as an engine that is stuck: the cancel beforehand is answered, the question refused."""
-    monkeypatch.setattr(serving, "PROBE", "busy")
+    monkeypatch.setattr(probe, "QUESTION", "busy")
     began = time.monotonic()
     status, out, _ = run("status", "--url", triton.urls["grpc"], "--probe")
 

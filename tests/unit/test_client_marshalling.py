@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
-from tritonrag.client import Answer, Citation, Health, Usage
+from tritonrag.client import Answer, Citation, Health, Span, Usage
 from tritonrag.client.marshalling import (
     Progress,
     call,
@@ -143,10 +145,26 @@ def test_progress_ignores_nothing_it_should_keep() -> None:
     assert progress.answer() == Answer("ab", (), "length", Usage(total_ms=2))
 
 
-def test_cited_are_those_whose_mark_stands_in_the_text() -> None:
+def test_the_last_citations_have_the_spans_and_take_the_place_of_the_first() -> None:
+    passage = {"id": "1", "text": "t", "source": "s", "title": "", "location": "", "score": 1.0}
+    span = {"start": 0, "end": 5, "mark_start": 6, "mark_end": 9}
+    progress = Progress()
+    names = ("text", "citations", "finish_reason", "usage")
+    first = json.dumps([{"mark": 1, **passage}])
+    last = json.dumps([{"mark": 1, **passage, "spans": [span]}])
+    for values in (("So it", first, "", ""), (" [1]", "", "", ""), ("", last, "stop", "{}")):
+        named = zip(names, values, strict=True)
+        progress.take({name: np.array([[value]], np.object_) for name, value in named})
+        if not progress.finish_reason:
+            assert progress.citations == (Citation(**passage, mark=1),)
+    assert progress.answer().cited == (Citation(**passage, mark=1, spans=(Span(**span),)),)
+
+
+def test_cited_are_those_that_the_answer_has_spans_of() -> None:
     fields = {"id": "1", "text": "t", "source": "s", "title": "", "location": "", "score": 1.0}
-    citations = tuple(Citation(**fields, mark=mark) for mark in (1, 2, 12, None))
-    answer = Answer("So it is [2]. And so [12].", citations, "stop", Usage())
+    places = {1: (), 2: (Span(0, 8, 9, 12),), 12: (Span(14, 20, 21, 25),), None: ()}
+    citations = tuple(Citation(**fields, mark=mark, spans=at) for mark, at in places.items())
+    answer = Answer("So it is [2]. And so [12]. [1] is a number.", citations, "stop", Usage())
     assert [citation.mark for citation in answer.cited] == [2, 12]
 
 

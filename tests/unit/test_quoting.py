@@ -5,15 +5,19 @@ from __future__ import annotations
 import random
 import re
 import string
+import time
 import unicodedata
 
 import pytest
 from llguidance import LLMatcher, LLTokenizer, grammar_from
 
+from tritonrag.errors import InvalidRequest
+from tritonrag.escaping import unmarked
 from tritonrag.quoting import (
     MAX_QUOTES,
     MAX_SENTENCE_CHARS,
     REFUSAL,
+    SEGMENT_CHARS,
     mark,
     pointed,
     pointed_answers,
@@ -201,6 +205,51 @@ def test_pointers_stand_where_the_quotes_are_counted() -> None:
     assert shown.count("\x02") == 2 * 3
 
 
+@pytest.mark.parametrize("pointers", [0, 8])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x " * 300_000, "citations: 600000 bytes of text to quote from, at most 262144; send"),
+        (" ".join(f"It is {n}." for n in range(1001)), "citations: 1001 sentences to quote from"),
+        (" ".join(f"It is {n}." for n in range(20_000)), "citations: 20000 sentences to quote"),
+    ],
+)
+def test_a_grammar_is_made_of_so_much_text_only(text: str, message: str, pointers: int) -> None:
+    began = time.process_time()
+    with pytest.raises(InvalidRequest, match=message):
+        quote_grammar([(1, text)], pointer_ids, pointers)
+
+    assert time.process_time() - began < 0.3
+
+
+def test_a_quoted_mark_is_no_mark() -> None:
+    assert list(quotes([(1, "See [2] and [ 3 ]."), (2, "[1]")])) == [
+        "See (2) and ( 3 ). [1]",
+        "(1) [2]",
+    ]
+
+
+@pytest.mark.parametrize(
+    "text", ["\u201c" * 80_000, "(" * 250_000, '"a" ' * 60_000, "a. " * 80_000]
+)
+def test_splitting_takes_time_in_proportion(text: str) -> None:
+    began = time.process_time()
+    sentences(text)
+
+    assert time.process_time() - began < 2
+
+
+def test_a_long_text_is_split_like_a_short_one() -> None:
+    text = "\n".join(f"Room {n} is open. It closes at {n}:30." for n in range(2000))
+
+    assert len(text) > 10 * SEGMENT_CHARS
+    assert sentences(text) == [
+        sentence
+        for n in range(2000)
+        for sentence in (f"Room {n} is open.", f"It closes at {n}:30.")
+    ]
+
+
 def test_marks() -> None:
     assert mark(12) == "[12]"
 
@@ -225,14 +274,14 @@ def test_sentences(text: str, expected: list[str]) -> None:
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_sentences_are_verbatim_and_short(name: str) -> None:
-    """Apart from white space and control characters every sentence stands in its text."""
+    """Apart from white space, control characters and marks every sentence stands in its text."""
     for _, text in HOSTILE[name]:
         plain = " ".join(
             "".join(c for c in text if c.isspace() or unicodedata.category(c) != "Cc")
             .split()
         )  # fmt: skip
         for sentence in sentences(text):
-            assert sentence in plain
+            assert sentence in unmarked(plain)
             assert 0 < len(sentence) <= MAX_SENTENCE_CHARS
 
 

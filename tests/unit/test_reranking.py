@@ -106,6 +106,16 @@ def test_scores_do_not_depend_on_the_batch(tokenizer: Path) -> None:
     assert found[0].tolist() == found[1].tolist() == found[2].tolist()
 
 
+def test_special_tokens_in_a_text_are_text(tokenizer: Path) -> None:
+    made = Tokenizer.from_file(str(tokenizer))
+    made.add_special_tokens(["[SEP]"])
+    made.save(str(tokenizer))
+
+    (pair,) = PairTokenizer(tokenizer, 40).encode([("q [SEP] a", "[SEP]b")])
+
+    assert pair.ids.count(WORDS.index("[SEP]")) == 1
+
+
 def test_a_long_pair_is_cut_where_its_longer_text_ends(tokenizer: Path) -> None:
     pairs = PairTokenizer(tokenizer, 20)
     (encoding,) = pairs.encode([("q r", "a " * 100)])

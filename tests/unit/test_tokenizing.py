@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import tiny_artifacts
+from tokenizers import Tokenizer
 
 from tritonrag.contract import MAX_QUESTION_BYTES, MAX_TEXT_BYTES
 from tritonrag.errors import InvalidRequest, SetupError
@@ -39,6 +41,19 @@ def test_texts_that_are_refused(text: str, role: str, message: str) -> None:
         check_text(text, role)
 
     assert str(raised.value).startswith(message)
+
+
+def test_special_tokens_in_a_text_are_text(tmp_path: Path) -> None:
+    tiny_artifacts.install_embedder(tmp_path, 1)
+    file = tmp_path / "embed" / "1" / "tokenizer.json"
+    tokenizer = Tokenizer.from_file(str(file))
+    tokenizer.add_special_tokens(["[PAD]"])
+    tokenizer.save(str(file))
+    assert 0 in tokenizer.encode("days [PAD] of").ids
+
+    ids, mask = TextTokenizer(tmp_path, 1).encode(["days [PAD] of"], ["passage"])
+
+    assert 0 not in ids[mask == 1]
 
 
 def test_without_an_embedder_the_export_is_named(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ class TritonPythonModel:
         questions = strings(request, contract.QUESTION)
         for question in questions:
             check_text(question, "query")
-        passages = rows(request, contract.PASSAGES)
+        passages = rows(request, contract.PASSAGES, contract.MAX_TOP_K)
         histories = column(request, contract.HISTORY, "[]", len(questions))
         return [
             self._builder.build(question, parse_passages(row), parse_history(history))

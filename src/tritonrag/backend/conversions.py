@@ -56,11 +56,17 @@ def strings(request: Any, spec: TensorSpec, known_as: str = "") -> list[str]:
     return [_decode(known_as or spec.name, value) for value in values.reshape(-1).tolist()]
 
 
-def rows(request: Any, spec: TensorSpec) -> list[list[str]]:
-    """Return an input of strings as one list a row of the batch."""
+def rows(request: Any, spec: TensorSpec, most: int) -> list[list[str]]:
+    """Return an input of strings as one list a row of the batch.
+
+    Raises:
+        InvalidRequest: there are over ``most`` in a row, or one is not UTF-8.
+    """
     values = array(request, spec)
     if values is None:
         return []
+    if values.shape[1] > most:
+        raise InvalidRequest(f"{spec.name}: {values.shape[1]} for one question, at most {most}")
     return [[_decode(spec.name, value) for value in row] for row in values.tolist()]
 
 

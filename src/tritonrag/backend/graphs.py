@@ -3,27 +3,73 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
+from tokenizers import Tokenizer
 
 from tritonrag import contract
+from tritonrag.artifacts import read_json
 from tritonrag.backend.conversions import Array, respond, response
-from tritonrag.errors import SetupError
+from tritonrag.errors import InvalidRequest, SetupError
 from tritonrag.padding import ONE_BY_ONE, AtOnce, Cut, Run, run_by_length
+from tritonrag.versions import MANIFEST
 
-MASK = contract.ATTENTION_MASK.name
+IDS, MASK = contract.INPUT_IDS.name, contract.ATTENTION_MASK.name
+
+
+@dataclass(frozen=True)
+class TokenLimits:
+    """What an encoder takes: ids under ``vocabulary``, and ``length`` tokens; 0 is not known."""
+
+    vocabulary: int = 0
+    length: int = 0
+
+    @classmethod
+    def beside(cls, version_folder: Path) -> TokenLimits:
+        """Read them from the tokenizer and the manifest that lie beside an exported graph."""
+        manifest = read_json(version_folder / MANIFEST, default={})
+        file = version_folder / "tokenizer.json"
+        ids = Tokenizer.from_file(str(file)).get_vocab().values() if file.is_file() else ()
+        return cls(1 + max(ids, default=-1), int(manifest.get("max_tokens", 0)))
+
+    def check(self, inputs: dict[str, Array]) -> None:
+        """Check a request's inputs, which a graph might refuse together with those of others.
+
+        Raises:
+            InvalidRequest: an id is none of the vocabulary, there are too many, or the inputs are
+                not of one shape.
+        """
+        ids = inputs[IDS]
+        for name, values in inputs.items():
+            if values.shape != ids.shape:
+                came, expected = list(values.shape), list(ids.shape)
+                raise InvalidRequest(f"{name}: is {came}, expected {expected} as {IDS}")
+        length = ids.shape[-1]
+        if not length or (self.length and length > self.length):
+            most = self.length or "any number"
+            raise InvalidRequest(f"{IDS}: {length} tokens, expected 1 to {most}; cut the text")
+        if self.vocabulary and not 0 <= ids.min() <= ids.max() < self.vocabulary:
+            wrong = ids.min() if ids.min() < 0 else ids.max()
+            raise InvalidRequest(
+                f"{IDS}: {wrong} is no token of this embedder, expected 0 to {self.vocabulary - 1}"
+            )
 
 
 class GraphModel:
     """A model of a parsed ``config.pbtxt``. Inputs and outputs are [batch, …]."""
 
-    def __init__(self, config: dict[str, Any], run: Run) -> None:
-        """``run`` gives the outputs in their order here; it is called from one thread at a time."""
+    def __init__(self, config: dict[str, Any], run: Run, limits: TokenLimits | None = None) -> None:
+        """Take what runs the graph, and what an encoder among graphs takes.
+
+        ``run`` gives the outputs in their order here; it is called from one thread at a time.
+        """
         self._graph = run
+        self._limits = limits if limits and pools(config) else None
         self._inputs = [each["name"] for each in config["input"]]
         self._outputs = [each["name"] for each in config["output"]]
 
@@ -33,7 +79,10 @@ class GraphModel:
 
     def _read(self, request: Any) -> list[Array]:
         tensors = (pb_utils.get_input_tensor_by_name(request, name) for name in self._inputs)
-        return [tensor.as_numpy() for tensor in tensors]
+        inputs = [tensor.as_numpy() for tensor in tensors]
+        if self._limits:
+            self._limits.check(dict(zip(self._inputs, inputs, strict=True)))
+        return inputs
 
     def _run(self, batch: list[list[Array]]) -> Sequence[list[Array] | Exception]:
         try:
@@ -68,7 +117,7 @@ def by_length(
 def pools(config: dict[str, Any]) -> bool:
     """Return whether a parsed ``config.pbtxt`` is of an encoder with one vector for each text."""
     ranks = {len(each["dims"]) for each in (*config["input"], *config["output"])}
-    return ranks == {1} and MASK in {each["name"] for each in config["input"]}
+    return ranks == {1} and {IDS, MASK} <= {each["name"] for each in config["input"]}
 
 
 def graph_file(version_folder: Path) -> Path:

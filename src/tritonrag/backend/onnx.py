@@ -18,6 +18,7 @@ import onnxruntime as ort
 
 from tritonrag.backend.graphs import (
     GraphModel,
+    TokenLimits,
     by_length,
     graph_file,
     integer,
@@ -66,7 +67,8 @@ def onnx_model(
     config: dict[str, Any], version_folder: Path, device: int | None = None
 ) -> GraphModel:
     """Return the model of a parsed ``config.pbtxt``; arguments and errors as :func:`onnx_graph`."""
-    return GraphModel(config, onnx_graph(config, version_folder, device))
+    run = onnx_graph(config, version_folder, device)
+    return GraphModel(config, run, TokenLimits.beside(version_folder))
 
 
 def onnx_graph(config: dict[str, Any], version_folder: Path, device: int | None = None) -> Run:

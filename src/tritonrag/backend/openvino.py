@@ -12,6 +12,7 @@ from typing import Any
 from tritonrag.backend.conversions import Array
 from tritonrag.backend.graphs import (
     GraphModel,
+    TokenLimits,
     by_length,
     graph_file,
     integer,
@@ -34,7 +35,8 @@ _HINTS = ("LATENCY", "THROUGHPUT")
 
 def openvino_model(config: dict[str, Any], version_folder: Path) -> GraphModel:
     """Return the model of a parsed ``config.pbtxt``; raises as :func:`openvino_graph`."""
-    return GraphModel(config, openvino_graph(config, version_folder))
+    run = openvino_graph(config, version_folder)
+    return GraphModel(config, run, TokenLimits.beside(version_folder))
 
 
 def openvino_graph(config: dict[str, Any], version_folder: Path) -> Run:

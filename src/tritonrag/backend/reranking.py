@@ -15,7 +15,7 @@ from tritonrag.backend.conversions import column, log_info, rows, strings
 from tritonrag.backend.onnx import CPU, CUDA
 from tritonrag.backend.ranking import write_rows
 from tritonrag.contract import DEFAULT_TOP_K, MAX_TOP_K
-from tritonrag.errors import InternalError, InvalidRequest, SetupError
+from tritonrag.errors import InternalError, SetupError
 from tritonrag.limits import check_count
 from tritonrag.prompting import parse_passages
 from tritonrag.reranking import (
@@ -90,22 +90,19 @@ def read_candidates(request: Any) -> list[Candidates]:
     """Return the candidates of each row of the request's batch.
 
     Raises:
-        InvalidRequest: a blank or long question, passages that are none or too many, or ``top_k``
-            out of range.
+        InvalidRequest: a blank or long question, passages that are none, too many or too long, or
+            ``top_k`` out of range.
     """
     questions = strings(request, contract.QUESTION)
     top_ks = column(request, contract.TOP_K, DEFAULT_TOP_K, len(questions))
-    found = rows(request, contract.PASSAGES)
+    found = rows(request, contract.PASSAGES, MAX_TOP_K)
     return [_candidates(*row) for row in zip(questions, found, top_ks, strict=True)]
 
 
 def _candidates(question: str, texts: list[str], top_k: int) -> Candidates:
     check_text(question, "query")
     check_count("top_k", top_k)
-    passages = parse_passages(texts)
-    if len(passages) > MAX_TOP_K:
-        raise InvalidRequest(f"passages: {len(passages)} for one question, at most {MAX_TOP_K}")
-    return Candidates(question, passages, top_k)
+    return Candidates(question, parse_passages(texts), top_k)
 
 
 def rerank_all(

@@ -15,9 +15,9 @@ import triton_python_backend_utils as pb_utils
 
 from tritonrag import contract
 from tritonrag.backend.conversions import error_response, response, single, strings, tensor
+from tritonrag.citing import Citations
 from tritonrag.contract import MODELS
 from tritonrag.engines.caps import CappedEngine
-from tritonrag.errors import InvalidRequest
 from tritonrag.generation import Generation, Usage, check_key
 from tritonrag.prompting import NOTHING_FOUND
 
@@ -96,8 +96,12 @@ class ResponseSink:
         """Take the request's ``InferenceResponseSender``."""
         self._sender = sender
         self._outbox = outbox
-        self.citations = ""
-        """Of the prompt, as JSON; to be set before anything is sent."""
+        self.citations = Citations()
+        """Of the prompt; to be set before anything is sent. The last response has them again, with
+        their places in the answer."""
+        self.quoted = False
+        """Whether the answer is one of quotes; to be set like the citations."""
+        self._sent: list[str] = []
         self._ready: deque[str | tuple[str, str] | Exception] = deque()
         self._cancelled = False
         self.ended = False
@@ -154,15 +158,21 @@ class ResponseSink:
         if self.ended or not (text or reason):
             return
         outputs = MODELS["generate"].outputs
-        values = (text, self.citations, reason, usage)
-        self.citations = ""
+        first = not self._sent
+        self._sent.append(text)
         flags = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if reason else 0
         try:
+            values = (text, self._cited(first, bool(reason)), reason, usage)
             tensors = [tensor(spec, [[value]]) for spec, value in zip(outputs, values, strict=True)]
             self._sender.send(response(*tensors), flags=flags)
         except Exception as error:
             self._fail(error)
         self.ended = self.ended or bool(reason)
+
+    def _cited(self, first: bool, last: bool) -> str:
+        if last:
+            return self.citations.located("".join(self._sent), quoted=self.quoted)
+        return self.citations.text if first else ""
 
     def _fail(self, error: Exception) -> None:
         if self.ended:
@@ -208,16 +218,19 @@ def generate(engine: CappedEngine, request: Any, sink: ResponseSink) -> None:
         return
     given = {spec.name: spec for spec in MODELS["generate"].inputs}
     prompt, citations = (single(request, given[name], "") for name in ("prompt", "citations"))
-    sink.citations = citations
-    if not prompt and citations == "[]":
+    sink.citations = Citations.parse(citations)
+    if not prompt and sink.citations.text == "[]":
         sink.delta(NOTHING_FOUND)
         sink.finish("stop", Usage())
     else:
-        engine.submit(_generation(engine, request, prompt, citations), sink)
+        generation = _generation(engine, request, prompt, sink.citations.passages)
+        sink.quoted = generation.grounding == "quote"
+        engine.submit(generation, sink)
 
 
-def _generation(engine: CappedEngine, request: Any, prompt: str, citations: str) -> Generation:
-    passages = _passages(citations)
+def _generation(
+    engine: CappedEngine, request: Any, prompt: str, passages: tuple[tuple[int, str], ...]
+) -> Generation:
     default = engine.grounding if passages else "free"
     return Generation(
         prompt=prompt,
@@ -232,22 +245,3 @@ def _generation(engine: CappedEngine, request: Any, prompt: str, citations: str)
         cancel_key=single(request, contract.CANCEL_KEY, None),
         caller=single(request, contract.CALLER, ""),
     )
-
-
-def _passages(citations: str) -> tuple[tuple[int, str], ...]:
-    try:
-        listed = json.loads(citations or "[]")
-        found = tuple((_mark(each), each["text"]) for each in listed if each["mark"] is not None)
-        "".join(text for _, text in found).encode()  # half of a surrogate pair is JSON, but no text
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise InvalidRequest(
-            'citations: expected a JSON list of {"mark": number, "text": …} as `prompt` gives it'
-        ) from error
-    return found
-
-
-def _mark(citation: dict[str, Any]) -> int:
-    mark = citation["mark"]
-    if type(mark) is not int or mark < 1:  # True is an int too
-        raise ValueError(f"mark {mark!r}")
-    return mark

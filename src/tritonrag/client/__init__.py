@@ -11,7 +11,7 @@ Errors are those of :mod:`tritonrag.errors`.
 """
 
 from tritonrag.client.asynchronous import AsyncClient
-from tritonrag.client.results import Answer, Citation, Health, Passage, SearchResult, Usage
+from tritonrag.client.results import Answer, Citation, Health, Passage, SearchResult, Span, Usage
 from tritonrag.client.streams import AnswerStream, AsyncAnswerStream
 from tritonrag.client.synchronous import Client
 
@@ -25,5 +25,6 @@ __all__ = [
     "Health",
     "Passage",
     "SearchResult",
+    "Span",
     "Usage",
 ]

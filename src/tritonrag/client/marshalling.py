@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tritonrag.client.faults import understood
-from tritonrag.client.results import Answer, Citation, Passage, SearchResult, Usage
+from tritonrag.client.results import Answer, Citation, Passage, SearchResult, Span, Usage
 from tritonrag.contract import (
     MAX_BATCH_SIZE,
     MODELS,
@@ -190,7 +190,7 @@ class Progress:
             str(tensors[spec.name].item()) for spec in MODELS["generate"].outputs
         )
         if citations:
-            self.citations = tuple(_record(Citation, item) for item in json.loads(citations))
+            self.citations = tuple(map(_citation, json.loads(citations)))
         if usage:
             self._end(finish_reason, json.loads(usage))
         self.text += delta
@@ -285,6 +285,11 @@ def _scalar(spec: TensorSpec, value: Any) -> Any:
         return reader(value)
     except (TypeError, ValueError, OverflowError) as error:
         raise InvalidRequest(f"{spec.name}: expected {expected}, got {value!r:.80}") from error
+
+
+def _citation(item: Mapping[str, Any]) -> Citation:
+    spans = tuple(Span(**span) for span in item.get("spans", ()))
+    return _record(Citation, {**item, "spans": spans})
 
 
 def _record(kind: type[P], item: Mapping[str, Any]) -> P:

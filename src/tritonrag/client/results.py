@@ -30,15 +30,31 @@ class Passage:
 
 
 @dataclass(frozen=True)
+class Span:
+    """A claim of an answer and the mark behind it.
+
+    All are places in the answer's text, in characters, ends exclusive: ``text[start:end]`` is the
+    claim, ``text[mark_start:mark_end]`` its mark.
+    """
+
+    start: int
+    end: int
+    mark_start: int
+    mark_end: int
+
+
+@dataclass(frozen=True)
 class Citation(Passage):
     """A passage that the LLM was given, or was to be given.
 
     ``mark`` is its number in the answer (``[1]``). A passage that did not fit has no mark and
-    ``dropped`` says why, for instance ``context``.
+    ``dropped`` says why, for instance ``context``. ``spans`` is where the answer cites it; known
+    at the end of the answer, empty before.
     """
 
     mark: int | None = None
     dropped: str | None = None
+    spans: tuple[Span, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -82,8 +98,8 @@ class Answer:
 
     @property
     def cited(self) -> tuple[Citation, ...]:
-        """The citations whose mark stands in the text, in the order of the marks."""
-        return tuple(c for c in self.citations if c.mark and f"[{c.mark}]" in self.text)
+        """The citations that the text cites, in the order of the marks."""
+        return tuple(citation for citation in self.citations if citation.spans)
 
 
 @dataclass(frozen=True)

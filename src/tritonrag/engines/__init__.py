@@ -14,13 +14,15 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from tritonrag.artifacts import ENGINES, LlmManifest, llm_dir
+from tritonrag.chat_template import ChatTemplate
 from tritonrag.contract import DEFAULT_MAX_TOKENS
 from tritonrag.engines.caps import CappedEngine, Caps
 from tritonrag.engines.dialects import Dialect, TensorRtLlm, Vllm
 from tritonrag.engines.served import ModelCaller, ServedEngine
 from tritonrag.errors import SetupError
+from tritonrag.escaping import escape_for, special_tokens
 from tritonrag.generation import Engine
-from tritonrag.prompting import PromptBuilder, chat_template
+from tritonrag.prompting import PromptBuilder
 from tritonrag.settings import ModelArgs, RemoteLlmSettings
 
 BYTES_PER_TOKEN = 3
@@ -72,7 +74,8 @@ def prompt_builder(repository: Path, version: int) -> PromptBuilder:
     """Return the prompt builder for the engine that :func:`load_engine` would choose.
 
     Raises:
-        SetupError: that version of the LLM is not installed and no endpoint is named.
+        SetupError: that version of the LLM is not installed and no endpoint is named, or its chat
+            template cannot be used.
     """
     remote = RemoteLlmSettings.from_environment()
     if remote:
@@ -84,10 +87,13 @@ def prompt_builder(repository: Path, version: int) -> PromptBuilder:
         )
     manifest = LlmManifest.load(repository, version)
     tokenizer = Tokenizer.from_file(str(repository / llm_dir(version) / "tokenizer.json"))
+    template = ChatTemplate(manifest.chat_template, **manifest.special_tokens)
+    template.check()
     return PromptBuilder(
-        render=chat_template(manifest.chat_template, **manifest.special_tokens),
+        render=template,
         count_tokens=lambda text: len(tokenizer.encode(text, add_special_tokens=False)),
         context_tokens=manifest.context_tokens,
         answer_tokens=min(DEFAULT_MAX_TOKENS, manifest.context_tokens // 4),
         pointers=manifest.pointers,
+        escape=escape_for([*special_tokens(tokenizer), *manifest.stop_tokens]),
     )

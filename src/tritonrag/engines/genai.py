@@ -29,6 +29,7 @@ from tokenizers.decoders import DecodeStream
 from tritonrag.artifacts import LlmManifest, llm_dir, read_json
 from tritonrag.engines.admission import CANCEL_POLL_S, Admission, FairQueue
 from tritonrag.errors import InternalError, InvalidRequest, SetupError, Unavailable
+from tritonrag.escaping import escape_for, special_tokens
 from tritonrag.generation import Generation, Sink, TextStream, room_for
 from tritonrag.quoting import REFUSAL, quote_grammar
 
@@ -96,6 +97,7 @@ class GenaiEngine:
         self._manifest = LlmManifest.load(repository, version)
         folder = repository / llm_dir(version)
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self._escape = escape_for([*special_tokens(self._tokenizer), *self._manifest.stop_tokens])
         engine = read_json(folder / "genai_config.json").get("engine", {})
         self._dynamic = "dynamic_batching" in engine
         batching = engine.get("dynamic_batching") or engine.get("static_batching") or {}
@@ -160,7 +162,8 @@ class GenaiEngine:
         return np.array(ids, dtype=np.int32), room
 
     def _grammar(self, passages: Sequence[tuple[int, str]]) -> str:
-        return quote_grammar(passages, self._ids, self._manifest.pointers)
+        escaped = [(number, self._escape(text)) for number, text in passages]  # as in the prompt
+        return quote_grammar(escaped, self._ids, self._manifest.pointers)
 
     def _ids(self, text: str) -> list[int]:
         found: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
