@@ -11,6 +11,7 @@ from tritonrag.backend.ranking import write_rows
 from tritonrag.contract import DEFAULT_COLLECTION, DEFAULT_TOP_K
 from tritonrag.errors import InvalidRequest, TritonragError, Unavailable
 from tritonrag.index import Query, Result, Retriever, parse_filter, parse_groups
+from tritonrag.index.retriever import CollectionRefused
 from tritonrag.limits import passages_to_find
 
 
@@ -55,10 +56,13 @@ def search_all(
 ) -> list[list[Result] | Exception]:
     """Search the queries of all requests at once; the results are grouped by request again.
 
-    A collection may be removed after its queries were checked: then they fail, and no others.
+    A collection may be removed, or damaged, after its queries were checked: then they fail, and no
+    others.
     """
     try:
         results = iter(retriever.search([query for queries in batch for query in queries]))
+    except CollectionRefused:
+        return [_alone(retriever, queries) for queries in batch]
     except Unavailable as error:  # each by itself would wait as long for the same
         return [error for _ in batch]
     except TritonragError:
