@@ -212,7 +212,11 @@ def test_the_index_itself_cannot_be_listed(
     assert all(result.passages for result in retriever.search(queries("a")))
 
 
-def test_an_array_file_gives_what_numpy_gives(tmp_path: Path) -> None:
+@pytest.mark.parametrize("many", [1, 1000])
+def test_an_array_file_gives_what_numpy_gives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, many: int
+) -> None:
+    monkeypatch.setattr(positional, "_MANY", many)
     array = np.arange(300, dtype=np.float32).reshape(100, 3)
     np.save(tmp_path / "a.npy", array)
     opened = open_array(tmp_path / "a.npy")

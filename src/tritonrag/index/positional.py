@@ -10,6 +10,7 @@ import math
 import os
 import resource
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,9 @@ from tritonrag.index.manifest import damaged
 
 SMALL_BYTES = 1024 * 1024
 """Files up to this size are read into memory, where nothing that happens to them matters."""
+
+_MANY = 1000
+"""Rows among which runs are looked for."""
 
 Array = npt.NDArray[Any]
 
@@ -127,20 +131,30 @@ class ArrayFile:
         """
         if isinstance(key, slice):
             start, stop, _ = key.indices(len(self))
-            return self._read(np.arange(start, stop), [0])
+            return self.joined([start], [stop])
         numbers = key.reshape(-1) % len(self)  # -1 is the last one, as everywhere
-        runs = np.flatnonzero(np.diff(numbers, prepend=-2) != 1).tolist()
-        return self._read(numbers, runs).reshape(*key.shape, *self.shape[1:])
+        starts = lasts = numbers
+        if len(numbers) >= _MANY:  # as a filter leaves them: runs, each read at once
+            breaks = np.diff(numbers) != 1
+            starts, lasts = numbers[np.r_[True, breaks]], numbers[np.r_[breaks, True]]
+        rows = self.joined(starts.tolist(), (lasts + 1).tolist())
+        return rows.reshape(*key.shape, *self.shape[1:])
 
-    def _read(self, numbers: Array, runs: list[int]) -> Array:
-        """Return rows; a run of consecutive ones begins at each place in ``runs``."""
-        found = np.empty((len(numbers), *self.shape[1:]), self.dtype)
-        if not len(numbers):
+    def joined(self, starts: Sequence[int], ends: Sequence[int]) -> Array:
+        """Return ranges of rows, one after the other.
+
+        Raises:
+            SetupError: the file has become shorter, or cannot be read.
+        """
+        found = np.empty((sum(ends) - sum(starts), *self.shape[1:]), self.dtype)
+        if not len(found):
             return found
         buffer = memoryview(found).cast("B")  # type: ignore[arg-type]
-        for place, end in zip(runs, [*runs[1:], len(numbers)], strict=True):
-            part = buffer[place * self._row : end * self._row]
-            self.file.read_into(self._end(int(numbers[place])), part)
+        row, first, read, place = self._row, self._start, self.file.read_into, 0
+        for start, end in zip(starts, ends, strict=True):
+            size = (end - start) * row
+            read(first + start * row, buffer[place : place + size])
+            place += size
         return found
 
     def _end(self, rows: int) -> int:
