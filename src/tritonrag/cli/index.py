@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -260,12 +261,19 @@ def stderr() -> Console:
 
 @contextmanager
 def resumable() -> Iterator[None]:
-    """Say after Ctrl-C that the run can be taken up."""
+    """Let SIGTERM end a run as Ctrl-C does, and say that it can be taken up."""
+    before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         yield
     except KeyboardInterrupt:
         stderr().print("interrupted; the same command goes on where this one was")
         raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
 
 
 def print_added(done: Added, seconds: float, as_json: bool, version: int | None = None) -> None:

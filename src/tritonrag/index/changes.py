@@ -65,6 +65,7 @@ class Changes:
         self._ledger = ledger
         self._staged = ledger.staged()
         self._failed = ledger.failed()
+        self._kept = ledger.kept()
         self._parsers = parsers
         self._recipe = parsers.chunker.settings.recipe
         self._report = report
@@ -156,7 +157,7 @@ class Changes:
                 continue
             lines = list(part.lines())
             texts = [chunker.embedded_text(Passage.from_json(line)) for line in lines]
-            yield Document(part.record, lines, texts, self._vectors_by_text(source))
+            yield Document(part.record, lines, texts, self._known(source, texts))
 
     def _is_foreign(self, source: str) -> bool:
         part = self._parts.get(source)
@@ -205,7 +206,7 @@ class Changes:
             given_hash(job.file),
         )
         self._count(self._parts.pop(source, None))  # until it is embedded
-        return Document(record, made.lines, made.texts, self._vectors_by_text(source))
+        return Document(record, made.lines, made.texts, self._known(source, made.texts))
 
     def _fail(self, job: Job, error: InvalidRequest) -> None:
         file = job.file
@@ -233,6 +234,12 @@ class Changes:
 
     def _waiting(self, record: DocumentRecord) -> Staged:
         return Staged(record, self._ledger)
+
+    def _known(self, source: str, texts: list[str]) -> Mapping[str, Floats]:
+        """Return the vectors that need not be embedded again, by text."""
+        known, kept = self._vectors_by_text(source), self._kept.of(texts)
+        self._report.resumed += sum(text in kept and text not in known for text in texts)
+        return {**kept, **known}
 
     def _vectors_by_text(self, source: str) -> Mapping[str, Floats]:
         """Return the vectors that a document's passages had, by the text that was embedded."""
