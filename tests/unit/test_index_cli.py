@@ -97,10 +97,9 @@ def test_a_version_that_is_not_live_gets_an_index_of_its_own(place: Path) -> Non
 
 def test_what_fails_is_named_and_the_rest_is_indexed(place: Path) -> None:
     (place / "docs" / "bad.md").write_bytes(b"a\0b")
-    result = add("docs", "none")
-    assert "not indexed: none: no such file or folder" in result.stderr
+    result = add("docs")
     assert "bad.md: not text: it holds NUL bytes" in result.stderr
-    assert "2 added, 0 changed, 0 removed, 0 unchanged, 2 failed" in result.stdout
+    assert "2 added, 0 changed, 0 removed, 0 unchanged, 1 failed" in result.stdout
 
 
 def test_files_of_unknown_kinds_are_named_or_counted(place: Path) -> None:
@@ -147,8 +146,11 @@ def test_an_interrupted_run_says_that_it_can_be_taken_up(
 
 
 def test_nothing_to_index_is_an_error(place: Path) -> None:
-    result = add("none", "--json", code=1)
-    assert json.loads(result.stdout)["failures"][0]["reason"] == "no such file or folder"
+    with pytest.raises(NotFound, match="none: no such file or folder; nothing was changed"):
+        add("docs", "none", code=1)
+    (place / "empty").mkdir()
+    result = add("empty", "--json", code=1)
+    assert "holds no file" in json.loads(result.stdout)["failures"][0]["reason"]
     assert not (place / "index").exists()
 
 

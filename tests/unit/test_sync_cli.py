@@ -11,7 +11,7 @@ from index_samples import HashEmbedder, install, write
 from typer.testing import CliRunner, Result
 
 from tritonrag.cli import app, index, working
-from tritonrag.errors import InvalidRequest, SetupError, Unavailable
+from tritonrag.errors import InvalidRequest, NotFound, SetupError, Unavailable
 from tritonrag.settings import INDEX_DIR_VARIABLE, REPOSITORY_VARIABLE, URL_VARIABLE
 
 commands = importlib.import_module("tritonrag.cli.sync")
@@ -98,8 +98,8 @@ def test_a_file_that_fails_keeps_its_document(place: Path) -> None:
 
 def test_what_cannot_be_seen_is_not_removed(place: Path) -> None:
     run("docs")
-    with pytest.raises(Unavailable, match="none: no such file or folder; nothing was changed"):
-        run("docs", "none", code=1)
+    with pytest.raises(NotFound, match="none: no such file or folder; nothing was changed"):
+        run("docs", "none", "--attempts", "5", code=1)
     (place / "docs").rename(place / "moved")
     (place / "docs").mkdir()
     with pytest.raises(InvalidRequest, match="docs is empty but had documents"):

@@ -62,6 +62,7 @@ class Adder:
         *,
         complete_under: str | None = None,
         retry_failed: bool = False,
+        allow_opening: bool = False,
         wait: bool = True,
     ) -> Added:
         """Bring ``files`` into a collection; documents that it has besides them stay.
@@ -78,6 +79,8 @@ class Adder:
             complete_under: ``files`` are all there are with sources that begin so; other such
                 documents are removed. "" is all of the collection, None removes nothing.
             retry_failed: try files again that failed and have not changed.
+            allow_opening: open documents that were closed and of which nothing says so any more;
+                otherwise they fail.
             wait: for another writer of the collection.
 
         Raises:
@@ -96,7 +99,10 @@ class Adder:
             report.passages = len(own) if own else 0
             changes = Changes(base, own, ledger, self._parsers, report, self._listener)
             changes.remove_absent(files, complete_under)
-            self._embed(changes.documents(files, retry_failed=retry_failed), changes, ledger)
+            documents = changes.documents(
+                files, retry_failed=retry_failed, allow_opening=allow_opening
+            )
+            self._embed(documents, changes, ledger)
             parts = changes.parts()
             mode = self._mode or _mode(base)
             new = [part.record for part in parts] != (own.documents if own else [])
