@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 
 from tritonrag.chunking import ChunkSettings
 from tritonrag.cli import index as commands
-from tritonrag.cli import working
+from tritonrag.cli import published, working
 from tritonrag.errors import InvalidRequest, NotFound, SetupError, Unavailable
 from tritonrag.index import store
 from tritonrag.index.snapshot import Floats
@@ -41,6 +41,7 @@ asked_versions: set[int | None] = set()
 @pytest.fixture(autouse=True)
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(working, "Client", FakeClient)
+    monkeypatch.setattr(published, "is_served", lambda *_, **__: True)
     monkeypatch.chdir(tmp_path)
     for variable in (INDEX_DIR_VARIABLE, REPOSITORY_VARIABLE, URL_VARIABLE):
         monkeypatch.delenv(variable, raising=False)

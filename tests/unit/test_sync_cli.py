@@ -10,7 +10,7 @@ import pytest
 from index_samples import HashEmbedder, install, write
 from typer.testing import CliRunner, Result
 
-from tritonrag.cli import app, index, working
+from tritonrag.cli import app, published, working
 from tritonrag.errors import InvalidRequest, NotFound, SetupError, Unavailable
 from tritonrag.settings import INDEX_DIR_VARIABLE, REPOSITORY_VARIABLE, URL_VARIABLE
 
@@ -32,7 +32,7 @@ class FakeClient(HashEmbedder):
 @pytest.fixture(autouse=True)
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(working, "Client", FakeClient)
-    monkeypatch.setattr(index, "PICKED_UP_S", 0.0)
+    monkeypatch.setattr(published, "is_served", lambda *_, **__: True)
     monkeypatch.chdir(tmp_path)
     for variable in (INDEX_DIR_VARIABLE, REPOSITORY_VARIABLE, URL_VARIABLE):
         monkeypatch.delenv(variable, raising=False)

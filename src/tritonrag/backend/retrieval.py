@@ -42,11 +42,12 @@ def read_queries(request: Any, least: int = 0) -> list[Query]:
     least_scores = column(request, contract.MIN_SCORE, -1.0, count)
     diversities = column(request, contract.DIVERSITY, 0.0, count)
     merges = column(request, contract.MERGE, False, count)
+    snapshots = column(request, contract.SNAPSHOT, "", count)
     return [
         Query(*row)
         for row in zip(
             embeddings, collections, counts, filters, groups, questions, modes, least_scores,
-            diversities, merges, strict=True,
+            diversities, merges, snapshots, strict=True,
         )
     ]  # fmt: skip
 

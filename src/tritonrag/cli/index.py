@@ -48,14 +48,11 @@ from tritonrag.limits import check_mode
 from tritonrag.versions import EMBED
 
 if TYPE_CHECKING:
+    from tritonrag.cli.working import Servers
     from tritonrag.index.adding import Added
     from tritonrag.index.catalogue import CollectionInfo
     from tritonrag.index.manifest import SnapshotManifest
     from tritonrag.index.widening import Opening
-
-PICKED_UP_S = 1.0
-"""What a running server may take to notice a new snapshot, so that a search after this command
-sees it."""
 
 SHOWN_NAMES = 10
 """Files of unknown kinds that are named; the others are counted. With --json all are named."""
@@ -114,7 +111,8 @@ def add(
     """Index files through the running server; what has not changed is not embedded again.
 
     Files that cannot be indexed are named at the end, and tried again when they have changed. The
-    exit status is 1 only where none could. An interrupted run is taken up by the next one.
+    exit status is 1 where none could, or where the server does not serve what was written: it may
+    read another index folder. An interrupted run is taken up by the next one.
     With --embedder-version of a version that is not live, the collection's documents are embedded
     for that version too, and what is served now stays as it is. A document that was closed, and of
     which nothing says `access` any more, keeps its earlier version unless --allow-opening.
@@ -146,6 +144,7 @@ def add(
     found = find_files(sources, given, follow_links=follow_links)
     files = found.files
     done = Added(collection)
+    served = None
     if files or not paths:
         current = None if version == live else EmbedderManifest.load(repository)
         limits = Limits(file_seconds, file_memory)
@@ -165,12 +164,13 @@ def add(
                     collection, ahead, retry_failed=retry_failed, allow_opening=allow_opening,
                     wait=not no_wait,
                 )  # fmt: skip
-        if done.published:
-            time.sleep(PICKED_UP_S)
+        if version == live:
+            served = is_served(done, index_dir, manifest, servers)
     done.failures[:0] = found.failures
     done.unknown = found.unknown
-    print_added(done, time.perf_counter() - started, as_json, None if version == live else version)
-    if paths and not (done.added or done.changed or done.unchanged):
+    seconds = time.perf_counter() - started
+    print_added(done, seconds, as_json, served, None if version == live else version)
+    if served is False or (paths and not (done.added or done.changed or done.unchanged)):
         raise typer.Exit(1)
 
 
@@ -332,10 +332,29 @@ def _interrupt(*_: object) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def print_added(done: Added, seconds: float, as_json: bool, version: int | None = None) -> None:
-    """Print what a run did; ``version`` is the embedder's where it is not the live one."""
+def is_served(
+    done: Added, index_dir: Path, embedder: EmbedderManifest, servers: Servers
+) -> bool | None:
+    """Return whether the servers serve a run's snapshot, and say so where not; None is unknown."""
+    from tritonrag.cli import published
+
+    if done.snapshot is None:
+        return None
+    written = published.Written(
+        index_dir, done.collection, done.snapshot, embedder.sha256, embedder.dimension
+    )
+    return published.is_served(written, servers, new=done.published)
+
+
+def print_added(
+    done: Added, seconds: float, as_json: bool, served: bool | None, version: int | None = None
+) -> None:
+    """Print what a run did, ``served`` or not.
+
+    ``version`` is the embedder's where it is not the live one.
+    """
     if as_json:
-        print(json_text({**asdict(done), "seconds": round(seconds, 2)}))
+        print(json_text({**asdict(done), "served": served, "seconds": round(seconds, 2)}))
         return
     for failure in done.failures:
         stderr().print(Text(f"not indexed: {printable(f'{failure.name}: {failure.reason}')}"))
@@ -348,14 +367,15 @@ def print_added(done: Added, seconds: float, as_json: bool, version: int | None 
         print(f"{done.collection}: nothing was indexed")
     elif not done.published:
         print(f"{done.collection}: nothing changed, {done.unchanged} files are as they were "
-              f"indexed; snapshot {done.snapshot} stays live")  # fmt: skip
+              f"indexed; snapshot {done.snapshot} "
+              f"{'stays live' if served is not False else 'stays as it is'}")  # fmt: skip
     else:
         print(
             f"{done.collection}: {done.added} added, {done.changed} changed, "
             f"{done.removed} removed, {done.unchanged} unchanged, {len(done.failures)} failed; "
             f"{done.passages} passages, {done.embedded} embedded in {seconds:.1f} s"
             + (f", {done.resumed} by an interrupted run" if done.resumed else "")
-            + f"; snapshot {done.snapshot} is live"
+            + f"; snapshot {done.snapshot} is {'live' if served is not False else 'written'}"
             + (f" for version {version} of the embedder" if version else "")
         )
 

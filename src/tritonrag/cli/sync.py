@@ -194,6 +194,7 @@ class _Run:
     allow_empty: bool
     as_json: bool
     done: Added | None = None
+    served: bool | None = None
 
     def __call__(self) -> Counts:
         from tritonrag.chunking import Chunker, ChunkSettings
@@ -225,7 +226,9 @@ class _Run:
                 retry_failed=self.retry_failed, allow_opening=self.allow_opening,
                 wait=not self.no_wait,
             )  # fmt: skip
-        commands.print_added(self.done, time.perf_counter() - started, self.as_json)
+        self.served = commands.is_served(self.done, self.index_dir, manifest, servers)
+        seconds = time.perf_counter() - started
+        commands.print_added(self.done, seconds, self.as_json, self.served)
         return _counts(self.done)
 
     def plan(self) -> Plan:
@@ -259,9 +262,8 @@ def _counts(done: Added) -> Counts:
 def _settle(run: _Run) -> None:
     done = run.done
     assert done is not None
-    if done.published:
-        time.sleep(commands.PICKED_UP_S)
-    if done.failures and not (done.added or done.changed or done.removed or done.unchanged):
+    nothing = not (done.added or done.changed or done.removed or done.unchanged)
+    if run.served is False or (done.failures and nothing):
         raise typer.Exit(1)
 
 

@@ -143,8 +143,8 @@ class Retriever:
             InvalidRequest: a field is out of its range, the collection's name is wrong, the
                 filter names a field that it has not, or its snapshot cannot be searched in the
                 query's mode.
-            NotFound: there is no such collection; the message lists those in which the caller may
-                read something.
+            NotFound: there is no such collection, and the message lists those in which the caller
+                may read something; or its live snapshot is not the query's.
             CollectionRefused: the collection's only snapshot was refused.
             Unavailable: what there is cannot be known now.
         """
@@ -259,6 +259,11 @@ class Retriever:
         """Return the snapshot that a query searches; None where nothing at all is indexed."""
         check_query(query, self._dimension)
         snapshot = self._snapshot(query.collection, query.groups, live)
+        if query.snapshot and (snapshot is None or snapshot.name != query.snapshot):
+            raise NotFound(
+                f"snapshot: {query.snapshot[:80]!r} is not live here in collection "
+                f"{query.collection}"
+            )
         if snapshot is not None:
             searching.check(query, snapshot)
         return snapshot
