@@ -147,10 +147,11 @@ def _openings(folder: Path, new: Path, embedder: str) -> list[widening.Opening]:
 
 def _is_the_collections(folder: Path, manifest: SnapshotManifest) -> bool:
     """Return whether the collection's current snapshot, if any, is of the same embedder."""
-    current = layout.current(folder)
-    if current is None:
-        return True
-    return SnapshotManifest.load(folder / current).embedder == manifest.embedder
+    try:
+        current = layout.current(folder)
+        return not current or SnapshotManifest.load(folder / current).embedder == manifest.embedder
+    except SetupError:
+        return True  # What is damaged is of no use to any.
 
 
 def _pack(archive: tarfile.TarFile, collection: str, snapshot: Path) -> None:

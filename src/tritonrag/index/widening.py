@@ -32,7 +32,10 @@ class Opening:
 
     def __str__(self) -> str:
         """Say it in one line."""
-        return f"{self.source}: was for {_groups(self.before)}, is for {_groups(self.after)}"
+        before = f"was for {_groups(self.before)}"
+        if self.before == (UNKNOWN,):
+            before = "may have been closed, since what is live cannot be read"
+        return f"{self.source}: {before}, is for {_groups(self.after)}"
 
 
 class WouldOpen(InvalidRequest):
