@@ -185,6 +185,11 @@ MERGE = TensorSpec(
     "merge", "BOOL", (1,),
     "true: neighbouring passages of one section become one, with their ids in `merged`", True,
 )  # fmt: skip
+SNAPSHOT = TensorSpec(
+    "snapshot", "STRING", (1,),
+    "name of the snapshot to search: NOT_FOUND unless it is the collection's live one, so that who "
+    "has published it can ask whether it is served", True,
+)  # fmt: skip
 PASSAGES = TensorSpec(
     "passages", "STRING", (-1,),
     "one JSON object per passage, best first: `id`, `text`, `source`, `title`, `location`, "
@@ -320,7 +325,8 @@ MODELS: dict[str, ModelSpec] = {
         ModelSpec(
             "retrieve", "python",
             "Embedding, or question, to passages; one FAISS search for the whole batch.",
-            (EMBEDDING, QUESTION_OF_SEARCH, *_RERANKED_SEARCH_OPTIONS), (PASSAGES, SCORES),
+            (EMBEDDING, QUESTION_OF_SEARCH, *_RERANKED_SEARCH_OPTIONS, SNAPSHOT),
+            (PASSAGES, SCORES),
         ),
         ModelSpec(
             RERANK, "python",

@@ -29,7 +29,7 @@ import numpy as np
 
 from tritonrag.chunking import Chunker
 from tritonrag.errors import InternalError, InvalidRequest, SetupError, TritonragError, Unavailable
-from tritonrag.index.embedding import Calls, Embedder
+from tritonrag.index.embedding import Calls, Embedder, OnEmbedded
 from tritonrag.index.snapshot import Floats
 from tritonrag.parsing import Cut, Job, Limits, ParserPool
 
@@ -70,7 +70,7 @@ class Cluster:
         embedder: Embedder,
         groups: Iterable[tuple[Tag, Sequence[str]]],
         dimension: int,
-        on_embedded: Callable[[int], None] = lambda count: None,
+        on_embedded: OnEmbedded = lambda texts, vectors: None,
     ) -> Generator[tuple[Tag, Floats]]:
         """Yield what :func:`tritonrag.index.embedding.embed_groups` yields, from the workers.
 
@@ -78,7 +78,7 @@ class Cluster:
             embedder: copied to each worker by pickling.
             groups: each with a tag that comes back with its embeddings, and stays here.
             dimension: the dimension expected.
-            on_embedded: called after each group with the number of its texts.
+            on_embedded: called after each group.
 
         Raises:
             Unavailable: the cluster has lost its workers.
@@ -86,11 +86,11 @@ class Cluster:
         """
         waiting = iter(groups)
         while window := list(islice(waiting, WINDOW_GROUPS * self.embedders)):
-            texts = [texts for _, texts in window]
-            made = _mapped(_Embed, (embedder, dimension), texts, len(texts), self.embedders, cpus=0)
-            for (tag, _), vectors in zip(window, made, strict=True):
+            items = [texts for _, texts in window]
+            made = _mapped(_Embed, (embedder, dimension), items, len(items), self.embedders, cpus=0)
+            for (tag, texts), vectors in zip(window, made, strict=True):
                 assert isinstance(vectors, np.ndarray)
-                on_embedded(len(vectors))
+                on_embedded(texts, vectors)
                 yield tag, vectors
 
 

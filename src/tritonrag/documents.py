@@ -24,6 +24,8 @@ MAX_FILE_BYTES = 32 * 1024 * 1024
 
 TOO_LARGE = f"over {MAX_FILE_BYTES >> 20} MiB; split it into smaller files"
 
+OUTSIDE = "is a link that leads out of its folder; --follow-links indexes what such links lead to"
+
 PARSER_VERSION = 2
 """Raised when the same file gives other blocks than before, so that it is indexed again."""
 
@@ -51,6 +53,8 @@ class SourceFile:
     ``metadata`` is said of it from outside, in JSON values, and goes before what the file says of
     itself. A file that is not on this machine has a ``url`` and a ``reader``; its ``path`` is then
     that within its store. Sent to another process it goes without the reader: it is read here.
+    Where there is a ``root``, an absolute path without links, the file must lie below it, wherever
+    links lead.
     """
 
     path: Path
@@ -59,6 +63,7 @@ class SourceFile:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     url: str = ""
     reader: Reader | None = field(default=None, compare=False, repr=False)
+    root: Path | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the fields to pickle."""
@@ -144,13 +149,21 @@ def content_hash(content: bytes) -> str:
 def _read(file: SourceFile, limit: int) -> bytes:
     if file.reader is not None:
         return file.reader.read(limit)
-    about = file.path.stat()
-    if not stat.S_ISREG(about.st_mode):
-        raise InvalidRequest("cannot be read: not a regular file")
-    if about.st_size > MAX_FILE_BYTES:
-        raise InvalidRequest(TOO_LARGE)
-    with file.path.open("rb") as opened:
+    # What is checked is what is open: a link may be put there at any moment. Without waiting, as
+    # opening a pipe would.
+    with open(os.open(file.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as opened:
+        about = os.fstat(opened.fileno())
+        if not stat.S_ISREG(about.st_mode):
+            raise InvalidRequest("cannot be read: not a regular file")
+        if about.st_size > MAX_FILE_BYTES:
+            raise InvalidRequest(TOO_LARGE)
+        if file.root is not None and not _lies_below(opened.fileno(), file.root):
+            raise InvalidRequest(OUTSIDE)
         return opened.read(limit)
+
+
+def _lies_below(descriptor: int, root: Path) -> bool:
+    return Path(os.readlink(f"/proc/self/fd/{descriptor}")).is_relative_to(root)
 
 
 def _parsed(suffix: str, content: bytes) -> Outline:

@@ -56,7 +56,8 @@ class Metadata:
 
         ``tags`` and ``access`` are a text or a list of them, ``created`` and ``modified`` dates,
         ``title`` is left to the document, and everything else becomes a field. ``access`` without
-        a value is refused: it would open to everyone what somebody meant to close.
+        a value, written otherwise or inside another name is refused: it would open to everyone what
+        somebody meant to close.
 
         Raises:
             InvalidRequest: a value or a name is not of its kind; the message names it.
@@ -142,8 +143,14 @@ def _title(value: object) -> str:
 
 def _check_access(values: Mapping[str, Any]) -> None:
     for name in values:
-        if name != "access" and str(name).strip().lower() == "access":
+        if name != "access" and _means_access(name):
             raise InvalidRequest(f"metadata: {_shown(name)} is not a name; write `access`")
+    for name, value in values.items():
+        if _holds_access(value):
+            raise InvalidRequest(
+                f"metadata: {_shown(name)} has `access` inside, which would close nothing; write "
+                "`access` as a name of its own at the top, or another word there"
+            )
     if "access" in values and values["access"] is None:
         raise InvalidRequest(
             "metadata: `access` has no value; name the groups that may read the document, or write "
@@ -151,9 +158,31 @@ def _check_access(values: Mapping[str, Any]) -> None:
         )
 
 
+def _means_access(name: object) -> bool:
+    """Tell whether a name is ``access`` but for its case, or the end of a dotted one."""
+    return isinstance(name, str) and re.split(r"[.:/]", name)[-1].strip().lower() == "access"
+
+
+def _holds_access(value: object) -> bool:
+    """Tell whether a name within lists and mappings means access; YAML's aliases cost nothing."""
+    waiting, seen = [value], set()
+    while waiting:
+        each = waiting.pop()
+        if not isinstance(each, Mapping | list | tuple | set) or id(each) in seen:
+            continue
+        seen.add(id(each))
+        if isinstance(each, Mapping):
+            if any(map(_means_access, each)):
+                return True
+            waiting.extend(each.values())
+        else:
+            waiting.extend(each)
+    return False
+
+
 def _usable(name: object, value: object) -> bool:
     """Tell whether a value of a front matter can be kept; ``access`` must be, or be an error."""
-    if str(name).strip().lower() == "access":
+    if _means_access(name) or _holds_access(value):
         return True
     try:
         Metadata.read({name: value})  # type: ignore[dict-item]

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from tritonrag.errors import (
     Unreachable,
 )
 from tritonrag.index import Snapshot, embedding, layout, store
-from tritonrag.index.embedding import Embedder, embed_groups
+from tritonrag.index.embedding import Embedder, OnEmbedded, embed_groups
 from tritonrag.index.manifest import EmbedderId
 from tritonrag.index.snapshot import Floats
 from tritonrag.settings import KEPT_SNAPSHOTS
@@ -254,7 +254,7 @@ def embed_all(
     embedder: Embedder,
     texts: list[str],
     dimension: int,
-    on_embedded: Callable[[int], None] = lambda count: None,
+    on_embedded: OnEmbedded = lambda texts, vectors: None,
     **options: int,
 ) -> Floats:
     groups = [("only", texts)]
@@ -266,7 +266,9 @@ def test_texts_of_like_length_share_a_batch() -> None:
     embedder = HashEmbedder()
     texts = ["x" * (number % 7 + 1) + str(number) for number in range(75)]
     counted: list[int] = []
-    vectors = embed_all(embedder, texts, 16, counted.append, batch_texts=32)
+    vectors = embed_all(
+        embedder, texts, 16, lambda some, vectors: counted.append(len(some)), batch_texts=32
+    )
     assert np.array_equal(vectors, np.stack([vector(text) for text in texts]))
     assert sorted(counted) == sorted(embedder.batches) == [11, 32, 32]
 

@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 
 from tritonrag.chunking import ChunkSettings
 from tritonrag.cli import index as commands
-from tritonrag.cli import working
+from tritonrag.cli import published, working
 from tritonrag.errors import InvalidRequest, NotFound, SetupError, Unavailable
 from tritonrag.index import store
 from tritonrag.index.snapshot import Floats
@@ -41,6 +41,7 @@ asked_versions: set[int | None] = set()
 @pytest.fixture(autouse=True)
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(working, "Client", FakeClient)
+    monkeypatch.setattr(published, "is_served", lambda *_, **__: True)
     monkeypatch.chdir(tmp_path)
     for variable in (INDEX_DIR_VARIABLE, REPOSITORY_VARIABLE, URL_VARIABLE):
         monkeypatch.delenv(variable, raising=False)
@@ -97,10 +98,9 @@ def test_a_version_that_is_not_live_gets_an_index_of_its_own(place: Path) -> Non
 
 def test_what_fails_is_named_and_the_rest_is_indexed(place: Path) -> None:
     (place / "docs" / "bad.md").write_bytes(b"a\0b")
-    result = add("docs", "none")
-    assert "not indexed: none: no such file or folder" in result.stderr
+    result = add("docs")
     assert "bad.md: not text: it holds NUL bytes" in result.stderr
-    assert "2 added, 0 changed, 0 removed, 0 unchanged, 2 failed" in result.stdout
+    assert "2 added, 0 changed, 0 removed, 0 unchanged, 1 failed" in result.stdout
 
 
 def test_files_of_unknown_kinds_are_named_or_counted(place: Path) -> None:
@@ -147,8 +147,11 @@ def test_an_interrupted_run_says_that_it_can_be_taken_up(
 
 
 def test_nothing_to_index_is_an_error(place: Path) -> None:
-    result = add("none", "--json", code=1)
-    assert json.loads(result.stdout)["failures"][0]["reason"] == "no such file or folder"
+    with pytest.raises(NotFound, match="none: no such file or folder; nothing was changed"):
+        add("docs", "none", code=1)
+    (place / "empty").mkdir()
+    result = add("empty", "--json", code=1)
+    assert "holds no file" in json.loads(result.stdout)["failures"][0]["reason"]
     assert not (place / "index").exists()
 
 

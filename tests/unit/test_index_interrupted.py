@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
-from index_samples import HashEmbedder, add, manifest, parsers, write
+from index_samples import DIMENSION, HashEmbedder, add, manifest, parsers, write
 
 from tritonrag.corpus import find_files
 from tritonrag.documents import SourceFile
-from tritonrag.errors import Unavailable
+from tritonrag.errors import SetupError, Unavailable
 from tritonrag.index import Snapshot, adding, layout, store
 from tritonrag.index.adding import Added, Adder
-from tritonrag.index.ledger import LEDGER
+from tritonrag.index.ledger import LEDGER, Ledger
+from tritonrag.index.removing import remove_documents
 from tritonrag.index.snapshot import Floats
 
 
@@ -202,3 +206,87 @@ def test_a_writer_killed_at_any_moment_leaves_a_whole_index(tmp_path: Path) -> N
     assert facts["staged"] >= 1
     assert facts["same"]
     assert facts["left"] == []
+
+
+INTERRUPTED = """
+import sys, threading, time
+from pathlib import Path
+from index_samples import HashEmbedder, add, parsers
+from tritonrag.cli.index import resumable
+
+class Slow(HashEmbedder):
+    def embed(self, texts, role="passage"):
+        made = super().embed(texts, role)
+        if texts[0] != self.texts[0] and began.acquire(blocking=False):
+            print("embedding", flush=True)
+        time.sleep(0.3)
+        return made
+
+began = threading.Lock()
+
+embedder = Slow()
+try:
+    with resumable():
+        add(Path(sys.argv[1]), Path(sys.argv[2]), embedder)
+finally:
+    parsers().close()
+    print(len(embedder.texts), flush=True)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_process_keeps_what_was_embedded(
+    tmp_path: Path, index: Path, number: signal.Signals
+) -> None:
+    """All passages are of one group, which a run stages when it is complete."""
+    text = "\n\n".join(f"# Part {n}\n\nText number {n}." for n in range(1000))
+    write(tmp_path / "docs", one=text)
+    program = [sys.executable, "-c", INTERRUPTED, str(index), str(tmp_path / "docs")]
+    with subprocess.Popen(
+        program, cwd=Path(__file__).parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:  # fmt: skip
+        assert process.stdout
+        assert process.stdout.readline() == "embedding\n"
+        time.sleep(0.1)
+        process.send_signal(number)
+        started = time.monotonic()
+        asked = int(process.stdout.readline())
+        assert time.monotonic() - started < 2
+        _, errors = process.communicate(timeout=20)
+    assert process.returncode != 0
+    assert "the same command goes on" in errors
+    embedder = HashEmbedder()
+    report = add(index, tmp_path / "docs", embedder)
+    assert asked < 1000
+    assert 0 <= asked - report.resumed <= 32  # it may come while a batch is being sent
+    assert len(embedder.texts) == report.embedded == 1000 - report.resumed
+    whole = index.with_name("whole")
+    add(whole, tmp_path / "docs")
+    assert (live(index).vectors(range(1000)) == live(whole).vectors(range(1000))).all()
+    write(tmp_path / "docs", one=text + "\n\n# More\n\nMore text.")
+    assert add(index, tmp_path / "docs").resumed == 0
+
+
+def test_a_server_that_goes_away_costs_nothing_that_was_embedded(docs: Path, index: Path) -> None:
+    class Gone(HashEmbedder):
+        def embed(self, texts: Sequence[str], role: str = "passage") -> Floats:
+            if len(self.batches) == 3:
+                raise SetupError("gone")
+            return super().embed(texts, role)
+
+    gone = Gone()
+    with pytest.raises(SetupError):
+        add(index, docs, gone)
+    assert add(index, docs).resumed == len(gone.texts) >= 12
+
+
+def test_what_is_kept_of_removed_documents_goes_with_them(docs: Path, index: Path) -> None:
+    add(index, docs)
+    write(docs, f00="# File 0\n\nAnother text.")
+    with Ledger.open(index / "default", manifest().sha256, DIMENSION) as ledger:
+        ledger.keep({"a text": np.zeros(DIMENSION, np.float32)})
+        assert list(ledger.kept().of(["a text", "another"])) == ["a text"]
+    remove_documents(index, "default", ["f00.md"])
+    with Ledger.open(index / "default", manifest().sha256, DIMENSION) as ledger:
+        assert ledger.kept().of(["a text"]) == {}

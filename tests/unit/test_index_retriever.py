@@ -148,7 +148,7 @@ def test_an_empty_index_answers_the_default_collection_with_nothing(tmp_path: Pa
         (result,) = retriever.search([query("a")])
         assert result.passages == []
         assert result.scores.shape == (0,)
-        with pytest.raises(NotFound, match="'hr'; there is none yet"):
+        with pytest.raises(NotFound, match="'hr'; there is none that this caller may read"):
             retriever.check(query("a", collection="hr"))
 
 

@@ -10,8 +10,8 @@ import pytest
 from index_samples import HashEmbedder, install, write
 from typer.testing import CliRunner, Result
 
-from tritonrag.cli import app, index, working
-from tritonrag.errors import InvalidRequest, SetupError, Unavailable
+from tritonrag.cli import app, published, working
+from tritonrag.errors import InvalidRequest, NotFound, SetupError, Unavailable
 from tritonrag.settings import INDEX_DIR_VARIABLE, REPOSITORY_VARIABLE, URL_VARIABLE
 
 commands = importlib.import_module("tritonrag.cli.sync")
@@ -32,7 +32,7 @@ class FakeClient(HashEmbedder):
 @pytest.fixture(autouse=True)
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(working, "Client", FakeClient)
-    monkeypatch.setattr(index, "PICKED_UP_S", 0.0)
+    monkeypatch.setattr(published, "is_served", lambda *_, **__: True)
     monkeypatch.chdir(tmp_path)
     for variable in (INDEX_DIR_VARIABLE, REPOSITORY_VARIABLE, URL_VARIABLE):
         monkeypatch.delenv(variable, raising=False)
@@ -98,8 +98,8 @@ def test_a_file_that_fails_keeps_its_document(place: Path) -> None:
 
 def test_what_cannot_be_seen_is_not_removed(place: Path) -> None:
     run("docs")
-    with pytest.raises(Unavailable, match="none: no such file or folder; nothing was changed"):
-        run("docs", "none", code=1)
+    with pytest.raises(NotFound, match="none: no such file or folder; nothing was changed"):
+        run("docs", "none", "--attempts", "5", code=1)
     (place / "docs").rename(place / "moved")
     (place / "docs").mkdir()
     with pytest.raises(InvalidRequest, match="docs is empty but had documents"):

@@ -13,6 +13,7 @@
 | in  min_score (optional)  | FP32   | [1]   | least cosine similarity                             |
 | in  diversity (optional)  | FP32   | [1]   | 0 to 1: passages like those before it come later    |
 | in  merge (optional)      | BOOL   | [1]   | neighbouring passages become one                    |
+| in  snapshot (optional)   | STRING | [1]   | the one that is to be live, else NOT_FOUND          |
 | out passages              | STRING | [-1]  | JSON objects, best first                            |
 | out scores                | FP32   | [-1]  | what the mode ranks by                              |
 

@@ -11,6 +11,7 @@ from tritonrag.backend.ranking import write_rows
 from tritonrag.contract import DEFAULT_COLLECTION, DEFAULT_TOP_K
 from tritonrag.errors import InvalidRequest, TritonragError, Unavailable
 from tritonrag.index import Query, Result, Retriever, parse_filter, parse_groups
+from tritonrag.index.retriever import CollectionRefused
 from tritonrag.limits import passages_to_find
 
 
@@ -41,11 +42,12 @@ def read_queries(request: Any, least: int = 0) -> list[Query]:
     least_scores = column(request, contract.MIN_SCORE, -1.0, count)
     diversities = column(request, contract.DIVERSITY, 0.0, count)
     merges = column(request, contract.MERGE, False, count)
+    snapshots = column(request, contract.SNAPSHOT, "", count)
     return [
         Query(*row)
         for row in zip(
             embeddings, collections, counts, filters, groups, questions, modes, least_scores,
-            diversities, merges, strict=True,
+            diversities, merges, snapshots, strict=True,
         )
     ]  # fmt: skip
 
@@ -55,10 +57,13 @@ def search_all(
 ) -> list[list[Result] | Exception]:
     """Search the queries of all requests at once; the results are grouped by request again.
 
-    A collection may be removed after its queries were checked: then they fail, and no others.
+    A collection may be removed, or damaged, after its queries were checked: then they fail, and no
+    others.
     """
     try:
         results = iter(retriever.search([query for queries in batch for query in queries]))
+    except CollectionRefused:
+        return [_alone(retriever, queries) for queries in batch]
     except Unavailable as error:  # each by itself would wait as long for the same
         return [error for _ in batch]
     except TritonragError:

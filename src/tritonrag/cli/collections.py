@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -12,8 +12,17 @@ from rich.console import Console
 
 from tritonrag import versions
 from tritonrag.artifacts import EmbedderManifest
-from tritonrag.cli.index import needs_serve_extra
-from tritonrag.cli.options import INDEX, REPOSITORY, AsJson, Collection, IndexDir, Repository
+from tritonrag.cli.index import Openings, needs_serve_extra, print_opened
+from tritonrag.cli.options import (
+    INDEX,
+    REPOSITORY,
+    AllowOpening,
+    AsJson,
+    Collection,
+    IndexDir,
+    Repository,
+)
+from tritonrag.cli.terminal import json_text, printable
 from tritonrag.contract import DEFAULT_COLLECTION
 from tritonrag.errors import InvalidRequest, SetupError
 from tritonrag.versions import EMBED
@@ -94,16 +103,26 @@ def install(
         bool,
         typer.Option("--any-embedder", help="Also where another embedder than the live made it."),
     ] = False,
+    allow_opening: AllowOpening = False,
     index_dir: IndexDir = INDEX,
     repository: Repository = REPOSITORY,
     as_json: AsJson = False,
 ) -> None:
-    """Make an exported snapshot the live one of a collection; every file is checked first."""
+    """Make an exported snapshot the live one of a collection; every file is checked first.
+
+    Where documents are closed in the collection that are not in the export, it asks, or needs
+    --allow-opening.
+    """
     needs_serve_extra()
     from tritonrag.index import archive
 
     embedder = None if any_embedder else EmbedderManifest.load(repository)
-    name, manifest = archive.install(index_dir, file, embedder, collection or "", _say_waiting)
+    openings = Openings(allow_opening)
+    name, manifest = archive.install(
+        index_dir, file, embedder, collection or "", _say_waiting, openings
+    )
+    if not as_json:
+        print_opened(openings.found)
     _print(
         as_json,
         f"{name}: {manifest.documents:,} documents, {manifest.passages:,} passages; snapshot "
@@ -112,6 +131,7 @@ def install(
         snapshot=manifest.snapshot,
         documents=manifest.documents,
         passages=manifest.passages,
+        opened=[asdict(each) for each in openings.found],
     )
 
 
@@ -164,4 +184,4 @@ def _count(things: Sequence[object], name: str) -> str:
 
 
 def _print(as_json: bool, line: str, **facts: object) -> None:
-    print(json.dumps(facts, ensure_ascii=False) if as_json else line)
+    print(json_text(facts) if as_json else printable(line))

@@ -126,9 +126,9 @@ def _contents(
     with indexing_progress() as listener:
         listener.started(len(kept))
 
-        def embedded(count: int) -> None:
-            listener.embedded(count)
-            listener.finished(count)
+        def embedded(texts: Sequence[str], vectors: object) -> None:
+            listener.embedded(len(texts))
+            listener.finished(len(texts))
 
         groups = [(None, [texts[each.id] for each in kept])]
         ((_, vectors),) = embed_groups(

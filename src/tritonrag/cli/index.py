@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
+import signal
+import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -23,12 +24,14 @@ from tritonrag.cli.given import Access, Created, Fields, Tags, metadata
 from tritonrag.cli.options import (
     INDEX,
     REPOSITORY,
+    AllowOpening,
     AsJson,
     ChunkOverlap,
     ChunkTokens,
     Collection,
     FileMemory,
     FileSeconds,
+    FollowLinks,
     IndexDir,
     NoWait,
     Protocol,
@@ -38,19 +41,18 @@ from tritonrag.cli.options import (
     Url,
     Workers,
 )
+from tritonrag.cli.terminal import json_text, printable
 from tritonrag.contract import DEFAULT_COLLECTION
 from tritonrag.errors import InvalidRequest, SetupError
 from tritonrag.limits import check_mode
 from tritonrag.versions import EMBED
 
 if TYPE_CHECKING:
+    from tritonrag.cli.working import Servers
     from tritonrag.index.adding import Added
     from tritonrag.index.catalogue import CollectionInfo
     from tritonrag.index.manifest import SnapshotManifest
-
-PICKED_UP_S = 1.0
-"""What a running server may take to notice a new snapshot, so that a search after this command
-sees it."""
+    from tritonrag.index.widening import Opening
 
 SHOWN_NAMES = 10
 """Files of unknown kinds that are named; the others are counted. With --json all are named."""
@@ -94,6 +96,8 @@ def add(
     file_seconds: FileSeconds = 60,
     file_memory: FileMemory = 1024,
     retry_failed: RetryFailed = False,
+    follow_links: FollowLinks = False,
+    allow_opening: AllowOpening = False,
     no_wait: NoWait = False,
     mode: Annotated[
         str | None,
@@ -107,15 +111,17 @@ def add(
     """Index files through the running server; what has not changed is not embedded again.
 
     Files that cannot be indexed are named at the end, and tried again when they have changed. The
-    exit status is 1 only where none could. An interrupted run is taken up by the next one.
+    exit status is 1 where none could, or where the server does not serve what was written: it may
+    read another index folder. An interrupted run is taken up by the next one.
     With --embedder-version of a version that is not live, the collection's documents are embedded
-    for that version too, and what is served now stays as it is.
+    for that version too, and what is served now stays as it is. A document that was closed, and of
+    which nothing says `access` any more, keeps its earlier version unless --allow-opening.
     """
     needs_serve_extra()
     from tritonrag.chunking import Chunker, ChunkSettings
     from tritonrag.cli.progress import indexing_progress
     from tritonrag.cli.working import Servers, working
-    from tritonrag.corpus import find_files
+    from tritonrag.corpus import Source, find_files
     from tritonrag.index import layout
     from tritonrag.index.adding import Added, Adder
     from tritonrag.index.syncing import changed_read_ahead, current_documents
@@ -129,11 +135,16 @@ def add(
         raise InvalidRequest("PATHS: name the files or folders to index")
     if not paths:
         layout.known_collection(index_dir, collection)
+    sources = [Source.parse(path) for path in paths or []]
+    for source in sources:
+        source.check_there()
     manifest = EmbedderManifest.load(repository, version)
     chunker = Chunker.of(repository, ChunkSettings(chunk_tokens, chunk_overlap), version)
-    found = find_files(paths or [], metadata(tag, access, created, field))
+    given = metadata(tag, access, created, field)
+    found = find_files(sources, given, follow_links=follow_links)
     files = found.files
     done = Added(collection)
+    served = None
     if files or not paths:
         current = None if version == live else EmbedderManifest.load(repository)
         limits = Limits(file_seconds, file_memory)
@@ -149,13 +160,17 @@ def add(
             )  # fmt: skip
             records = current_documents(index_dir, collection, manifest.sha256)
             with changed_read_ahead(files, records, chunker.settings.recipe) as ahead:
-                done = adder.add(collection, ahead, retry_failed=retry_failed, wait=not no_wait)
-        if done.published:
-            time.sleep(PICKED_UP_S)
+                done = adder.add(
+                    collection, ahead, retry_failed=retry_failed, allow_opening=allow_opening,
+                    wait=not no_wait,
+                )  # fmt: skip
+        if version == live:
+            served = is_served(done, index_dir, manifest, servers)
     done.failures[:0] = found.failures
     done.unknown = found.unknown
-    print_added(done, time.perf_counter() - started, as_json, None if version == live else version)
-    if paths and not (done.added or done.changed or done.unchanged):
+    seconds = time.perf_counter() - started
+    print_added(done, seconds, as_json, served, None if version == live else version)
+    if served is False or (paths and not (done.added or done.changed or done.unchanged)):
         raise typer.Exit(1)
 
 
@@ -169,11 +184,11 @@ def list_collections(
 
     found = describe_all(index_dir, _installed(repository))
     if as_json:
-        print(_json({"collections": [_facts(info) for info in found]}))
+        print(json_text({"collections": [_facts(info) for info in found]}))
     elif not found:
         print(f"{index_dir}: nothing is indexed; `tritonrag index add PATH` does")
     else:
-        print(_table(found))
+        print(printable(_table(found), newlines=True))
 
 
 @app.command()
@@ -196,9 +211,10 @@ def stats(
     else:
         found = describe_all(index_dir, embedder, verify=True)
     if as_json:
-        print(_json({"collections": [_facts(info) for info in found]}))
+        print(json_text({"collections": [_facts(info) for info in found]}))
     else:
-        print("\n\n".join(map(_details, found)) or f"{index_dir}: nothing is indexed")
+        details = "\n\n".join(map(_details, found))
+        print(printable(details, newlines=True) or f"{index_dir}: nothing is indexed")
     if any(info.refusal for info in found):
         raise typer.Exit(1)
 
@@ -209,11 +225,15 @@ def rollback(
     to: Annotated[
         str | None, typer.Option(help="Snapshot to go to; default: the one before the live one.")
     ] = None,
+    allow_opening: AllowOpening = False,
     index_dir: IndexDir = INDEX,
     repository: Repository = REPOSITORY,
     as_json: AsJson = False,
 ) -> None:
-    """Make an earlier snapshot live again; a running server follows within a second."""
+    """Make an earlier snapshot live again; a running server follows within a second.
+
+    Where documents were closed since then, it asks, or needs --allow-opening.
+    """
     needs_serve_extra()
     from tritonrag.cli.progress import WAITING
     from tritonrag.index import store
@@ -221,15 +241,20 @@ def rollback(
 
     embedder = _installed(repository)
     before = describe(index_dir, collection, embedder, verify=False).snapshot
+    openings = Openings(allow_opening)
     with store.writing(index_dir, collection, lambda: stderr().print(WAITING)) as folder:
-        manifest = store.roll_back(folder, to, embedder.sha256 if embedder else "")
+        manifest = store.roll_back(folder, to, embedder.sha256 if embedder else "", openings)
     info = describe(index_dir, collection, embedder, verify=False)
     if as_json:
-        print(_json({"before": before, **_facts(info)}))
+        opened = [asdict(each) for each in openings.found]
+        print(json_text({"before": before, **_facts(info), "opened": opened}))
     else:
+        print_opened(openings.found)
         print(f"{collection}: {manifest.snapshot} is live, {_counts(info)}; it was {before}")
         if info.refusal:
-            stderr().print(Text(f"the server refuses it: {info.refusal}", style="yellow"))
+            stderr().print(
+                Text(f"the server refuses it: {printable(info.refusal)}", style="yellow")
+            )
 
 
 def needs_serve_extra() -> None:
@@ -243,6 +268,38 @@ def needs_serve_extra() -> None:
             "`tritonrag index` needs the serve extra; install it with "
             "`pip install 'tritonrag[serve]'`"
         )
+
+
+class Openings:
+    """What a change opens: refused, or asked about on a terminal, or allowed beforehand."""
+
+    def __init__(self, allowed: bool) -> None:
+        """Let everything pass if ``allowed``."""
+        self._allowed = allowed
+        self.found: Sequence[Opening] = ()
+
+    def __call__(self, found: Sequence[Opening]) -> None:
+        """Keep what is opened, for the report.
+
+        Raises:
+            WouldOpen: it is not allowed.
+        """
+        from tritonrag.index import widening
+
+        if found and not self._allowed:
+            if not sys.stdin.isatty():
+                widening.refuse(found)
+            for each in found:
+                stderr().print(Text(f"would be opened: {printable(str(each))}"))
+            if not typer.confirm("Let more callers read these documents?", err=True):
+                widening.refuse(found)
+        self.found = found
+
+
+def print_opened(found: Sequence[Opening]) -> None:
+    """Print every document that more callers can read now."""
+    for each in found:
+        print(f"opened: {printable(str(each))}")
 
 
 def _installed(repository: Path) -> EmbedderManifest | None:
@@ -260,38 +317,65 @@ def stderr() -> Console:
 
 @contextmanager
 def resumable() -> Iterator[None]:
-    """Say after Ctrl-C that the run can be taken up."""
+    """Let SIGTERM end a run as Ctrl-C does, and say that it can be taken up."""
+    before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         yield
     except KeyboardInterrupt:
         stderr().print("interrupted; the same command goes on where this one was")
         raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
-def print_added(done: Added, seconds: float, as_json: bool, version: int | None = None) -> None:
-    """Print what a run did; ``version`` is the embedder's where it is not the live one."""
+def _interrupt(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def is_served(
+    done: Added, index_dir: Path, embedder: EmbedderManifest, servers: Servers
+) -> bool | None:
+    """Return whether the servers serve a run's snapshot, and say so where not; None is unknown."""
+    from tritonrag.cli import published
+
+    if done.snapshot is None:
+        return None
+    written = published.Written(
+        index_dir, done.collection, done.snapshot, embedder.sha256, embedder.dimension
+    )
+    return published.is_served(written, servers, new=done.published)
+
+
+def print_added(
+    done: Added, seconds: float, as_json: bool, served: bool | None, version: int | None = None
+) -> None:
+    """Print what a run did, ``served`` or not.
+
+    ``version`` is the embedder's where it is not the live one.
+    """
     if as_json:
-        failures = [asdict(failure) for failure in done.failures]
-        print(_json({**asdict(done), "failures": failures, "seconds": round(seconds, 2)}))
+        print(json_text({**asdict(done), "served": served, "seconds": round(seconds, 2)}))
         return
     for failure in done.failures:
-        stderr().print(Text(f"not indexed: {printable(failure.name)}: {failure.reason}"))
+        stderr().print(Text(f"not indexed: {printable(f'{failure.name}: {failure.reason}')}"))
     if done.unknown:
         stderr().print(Text(f"not of a kind that can be indexed: {_some(done.unknown)}"))
+    print_opened(done.opened)
     if done.embedder_changed:
         print("the embedder has changed: all passages were embedded again")
     if done.snapshot is None:
         print(f"{done.collection}: nothing was indexed")
     elif not done.published:
         print(f"{done.collection}: nothing changed, {done.unchanged} files are as they were "
-              f"indexed; snapshot {done.snapshot} stays live")  # fmt: skip
+              f"indexed; snapshot {done.snapshot} "
+              f"{'stays live' if served is not False else 'stays as it is'}")  # fmt: skip
     else:
         print(
             f"{done.collection}: {done.added} added, {done.changed} changed, "
             f"{done.removed} removed, {done.unchanged} unchanged, {len(done.failures)} failed; "
             f"{done.passages} passages, {done.embedded} embedded in {seconds:.1f} s"
             + (f", {done.resumed} by an interrupted run" if done.resumed else "")
-            + f"; snapshot {done.snapshot} is live"
+            + f"; snapshot {done.snapshot} is {'live' if served is not False else 'written'}"
             + (f" for version {version} of the embedder" if version else "")
         )
 
@@ -375,12 +459,3 @@ def _ago(seconds: float) -> str:
         if seconds >= size:
             return f"{seconds / size:.0f} {unit}"
     return f"{max(seconds, 0):.0f} s"
-
-
-def printable(name: str) -> str:
-    """Return a file name on one line, whatever bytes it is made of."""
-    return name if name.isprintable() else ascii(name)
-
-
-def _json(values: object) -> str:
-    return json.dumps(values, ensure_ascii=False)

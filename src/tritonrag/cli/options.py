@@ -49,6 +49,15 @@ FileSeconds = Annotated[
 FileMemory = Annotated[
     int, typer.Option(min=64, help="Most MiB of memory that parsing one file may take.")
 ]
+FollowLinks = Annotated[
+    bool, typer.Option("--follow-links", help="Index what links lead to, outside its folder too.")
+]
+AllowOpening = Annotated[
+    bool,
+    typer.Option(
+        "--allow-opening", help="Also where documents then can be read by more callers than now."
+    ),
+]
 RetryFailed = Annotated[
     bool, typer.Option("--retry-failed", help="Try unchanged files again that failed.")
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import time
 from collections.abc import Callable
@@ -23,12 +22,14 @@ from tritonrag.cli.given import Access, Created, Fields, Tags, metadata
 from tritonrag.cli.options import (
     INDEX,
     REPOSITORY,
+    AllowOpening,
     AsJson,
     ChunkOverlap,
     ChunkTokens,
     Collection,
     FileMemory,
     FileSeconds,
+    FollowLinks,
     IndexDir,
     NoWait,
     Protocol,
@@ -38,6 +39,7 @@ from tritonrag.cli.options import (
     Url,
     Workers,
 )
+from tritonrag.cli.terminal import json_text, printable
 from tritonrag.contract import DEFAULT_COLLECTION
 from tritonrag.errors import InvalidRequest, SetupError, TritonragError
 from tritonrag.versions import EMBED
@@ -76,6 +78,8 @@ def sync(
     file_seconds: FileSeconds = 60,
     file_memory: FileMemory = 1024,
     retry_failed: RetryFailed = False,
+    follow_links: FollowLinks = False,
+    allow_opening: AllowOpening = False,
     no_wait: NoWait = False,
     allow_empty: Annotated[
         bool, typer.Option(help="Remove the documents of a source that has become empty.")
@@ -132,10 +136,14 @@ def sync(
         workers=workers,
         ray=ray,
         retry_failed=retry_failed,
+        follow_links=follow_links,
+        allow_opening=allow_opening,
         no_wait=no_wait,
         allow_empty=allow_empty,
         as_json=as_json,
     )
+    for source in run.sources:
+        source.check_there()
     if dry_run:
         _print_plan(run.plan(), as_json)
         return
@@ -180,10 +188,13 @@ class _Run:
     workers: int | None
     ray: str | None
     retry_failed: bool
+    follow_links: bool
+    allow_opening: bool
     no_wait: bool
     allow_empty: bool
     as_json: bool
     done: Added | None = None
+    served: bool | None = None
 
     def __call__(self) -> Counts:
         from tritonrag.chunking import Chunker, ChunkSettings
@@ -212,9 +223,12 @@ class _Run:
             recipe = chunker.settings.recipe
             self.done = syncing.sync(
                 adder, self.collection, found, records, recipe,
-                retry_failed=self.retry_failed, wait=not self.no_wait,
+                retry_failed=self.retry_failed, allow_opening=self.allow_opening,
+                wait=not self.no_wait,
             )  # fmt: skip
-        commands.print_added(self.done, time.perf_counter() - started, self.as_json)
+        self.served = commands.is_served(self.done, self.index_dir, manifest, servers)
+        seconds = time.perf_counter() - started
+        commands.print_added(self.done, seconds, self.as_json, self.served)
         return _counts(self.done)
 
     def plan(self) -> Plan:
@@ -230,7 +244,7 @@ class _Run:
         from tritonrag.index import syncing
 
         records = syncing.current_documents(self.index_dir, self.collection, manifest.sha256)
-        found = find_files(self.sources, self.given)
+        found = find_files(self.sources, self.given, follow_links=self.follow_links)
         syncing.check_listing(found, records, allow_empty=self.allow_empty)
         return found, records
 
@@ -248,9 +262,8 @@ def _counts(done: Added) -> Counts:
 def _settle(run: _Run) -> None:
     done = run.done
     assert done is not None
-    if done.published:
-        time.sleep(commands.PICKED_UP_S)
-    if done.failures and not (done.added or done.changed or done.removed or done.unchanged):
+    nothing = not (done.added or done.changed or done.removed or done.unchanged)
+    if run.served is False or (done.failures and nothing):
         raise typer.Exit(1)
 
 
@@ -297,7 +310,7 @@ def _watchers(
 
 
 def _say(line: str) -> None:
-    commands.stderr().print(Text(line))
+    commands.stderr().print(Text(printable(line)))
 
 
 def _until_stopped(forever: Callable[[], None]) -> None:
@@ -317,13 +330,13 @@ def _until_stopped(forever: Callable[[], None]) -> None:
 
 def _print_plan(plan: Plan, as_json: bool) -> None:
     if as_json:
-        print(json.dumps(asdict(plan), ensure_ascii=False))
+        print(json_text(asdict(plan)))
         return
     for failure in plan.failures:
-        _say(f"not indexed: {commands.printable(failure.name)}: {failure.reason}")
+        _say(f"not indexed: {failure.name}: {failure.reason}")
     for what in ("added", "changed", "removed"):
         for name in getattr(plan, what):
-            print(f"{what + ':':9}{commands.printable(name)}")
+            print(f"{what + ':':9}{printable(name)}")
     print(
         f"{plan.collection}: would be {len(plan.added)} added, {len(plan.changed)} changed, "
         f"{plan.unchanged} unchanged, {len(plan.removed)} removed; {len(plan.fetched)} would be "

@@ -33,16 +33,21 @@ class Found(NamedTuple):
 
 
 def find_files(
-    sources: Iterable[Source | Path | str], given: Mapping[str, Any] | None = None
+    sources: Iterable[Source | Path | str],
+    given: Mapping[str, Any] | None = None,
+    *,
+    follow_links: bool = False,
 ) -> Found:
     """Return the files to index of ``sources``, and what cannot be.
 
     A folder gives the files of known kinds below it, named relative to it, after the source's own
-    name if it has one; hidden ones and linked folders are left out. A file stands for itself.
+    name if it has one; hidden ones and linked folders are left out. A file stands for itself. What
+    a link outside its folder leads to is refused.
 
     Args:
         sources: folders, files and URLs.
         given: metadata of all the files, which goes before what they say of themselves.
+        follow_links: index what links lead to, wherever it is, and go into linked folders.
 
     Raises:
         InvalidRequest: ``given`` is malformed, or a source of no known kind.
@@ -54,7 +59,11 @@ def find_files(
     named: dict[str, SourceFile] = {}
     for each in sources:
         source = each if isinstance(each, Source) else Source.parse(each)
-        listing = list_remote(source) if source.remote else list_local(Path(source.place))
+        listing = (
+            list_remote(source)
+            if source.remote
+            else list_local(Path(source.place), follow_links=follow_links)
+        )
         files = with_sidecars(listing, said)
         _report(source, listing, files, found)
         for file in files:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tritonrag.documents import Failure, SourceFile
-from tritonrag.errors import InvalidRequest
+from tritonrag.errors import InvalidRequest, NotFound
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _PASSWORD = re.compile(r"\w+://[^/]*:[^/]*@")
@@ -46,6 +46,15 @@ class Source:
     def remote(self) -> bool:
         """Whether it is not of this machine."""
         return "://" in self.place
+
+    def check_there(self) -> None:
+        """Fail at once where it is misspelt, before anything is tried again and again.
+
+        Raises:
+            NotFound: it is a path of this machine, and nothing is there.
+        """
+        if not self.remote and not os.path.lexists(self.place):
+            raise NotFound(f"{self.place}: no such file or folder; nothing was changed")
 
     @property
     def root(self) -> str:

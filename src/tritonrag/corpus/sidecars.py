@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -10,12 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
 
-import yaml
-
 from tritonrag.corpus.place import Listing
 from tritonrag.documents import Failure, SourceFile, read_file
 from tritonrag.errors import InvalidRequest
 from tritonrag.formats import SUFFIXES
+from tritonrag.formats.front_matter import load_json, load_yaml
 from tritonrag.metadata import said_outside
 
 ENDINGS = (".meta.json", ".meta.yaml", ".meta.yml")
@@ -96,8 +94,10 @@ def _read(sidecars: list[SourceFile]) -> dict[str, Any]:
         raise InvalidRequest(f"over {MAX_SIDECAR_BYTES >> 10} KiB")
     try:
         # JSON would be YAML too, but for tabs, and its errors are clearer as JSON's.
-        load = json.loads if sidecar.source.lower().endswith(ENDINGS[0]) else yaml.safe_load
+        load = load_json if sidecar.source.lower().endswith(ENDINGS[0]) else load_yaml
         values = load(content.decode("utf-8-sig"))
+    except InvalidRequest:
+        raise
     except Exception as error:  # YAML's constructors raise anything.
         reason = " ".join(str(error).split())
         raise InvalidRequest(f"cannot be read: {type(error).__name__}: {reason}") from error

@@ -7,14 +7,14 @@ from collections.abc import Iterator, Mapping
 from datetime import date
 from typing import Any
 
-import yaml
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from mdit_py_plugins.front_matter import front_matter_plugin
 
+from tritonrag.errors import InvalidRequest
 from tritonrag.formats.building import LocatedBlocks, bullets, numbers
 from tritonrag.formats.decoding import decoded
-from tritonrag.formats.front_matter import check_closes_nothing
+from tritonrag.formats.front_matter import check_closes_nothing, load_yaml
 from tritonrag.formats.html import plain_html
 from tritonrag.formats.outline import Kind, Outline
 
@@ -134,7 +134,9 @@ def _inline_piece(token: Token) -> str:
 
 def _front_matter(text: str) -> Mapping[str, Any]:
     try:
-        values = yaml.safe_load(text)
+        values = load_yaml(text)
+    except InvalidRequest:
+        raise
     except Exception:  # YAML's constructors raise anything.
         values = None
     if not isinstance(values, dict):

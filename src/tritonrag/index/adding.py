@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -16,14 +16,14 @@ from tritonrag.index.ledger import Ledger
 from tritonrag.index.manifest import EmbedderId
 from tritonrag.index.parts import Part
 from tritonrag.index.reports import Added, Listener
-from tritonrag.index.snapshot import Snapshot
+from tritonrag.index.snapshot import Floats, Snapshot
 from tritonrag.parsing import Parsers
 
 __all__ = ["Added", "Adder", "Listener"]
 
 GROUP_PASSAGES = 512
 """Whole documents with so many passages, or a few more, are embedded and staged together: as much
-work as an interruption costs, and enough to find passages of like length in."""
+work as the kill of a process costs, and enough to find passages of like length in."""
 
 
 class Adder:
@@ -62,6 +62,7 @@ class Adder:
         *,
         complete_under: str | None = None,
         retry_failed: bool = False,
+        allow_opening: bool = False,
         wait: bool = True,
     ) -> Added:
         """Bring ``files`` into a collection; documents that it has besides them stay.
@@ -78,6 +79,8 @@ class Adder:
             complete_under: ``files`` are all there are with sources that begin so; other such
                 documents are removed. "" is all of the collection, None removes nothing.
             retry_failed: try files again that failed and have not changed.
+            allow_opening: open documents that were closed and of which nothing says so any more;
+                otherwise they fail.
             wait: for another writer of the collection.
 
         Raises:
@@ -96,7 +99,10 @@ class Adder:
             report.passages = len(own) if own else 0
             changes = Changes(base, own, ledger, self._parsers, report, self._listener)
             changes.remove_absent(files, complete_under)
-            self._embed(changes.documents(files, retry_failed=retry_failed), changes)
+            documents = changes.documents(
+                files, retry_failed=retry_failed, allow_opening=allow_opening
+            )
+            self._embed(documents, changes, ledger)
             parts = changes.parts()
             mode = self._mode or _mode(base)
             new = [part.record for part in parts] != (own.documents if own else [])
@@ -113,18 +119,28 @@ class Adder:
         same = own is not None and own.manifest.embedder == EmbedderId.of(self._manifest)
         return base, own if same else None
 
-    def _embed(self, documents: Iterable[Document], changes: Changes) -> None:
+    def _embed(self, documents: Iterable[Document], changes: Changes, ledger: Ledger) -> None:
+        waiting: dict[str, Floats] = {}
+
+        def embedded(texts: Sequence[str], vectors: Floats) -> None:
+            waiting.update(zip(texts, vectors, strict=True))
+            self._listener.embedded(len(texts))
+
         groups = (
             (group, [text for document in group for text in document.unknown])
             for group in _grouped(documents)
         )
-        dimension, listener = self._manifest.dimension, self._listener
-        with closing(
-            self._embed_groups(self._embedder, groups, dimension, listener.embedded)
-        ) as embedded:
-            for group, vectors in embedded:
-                changes.stage(group, vectors)
-                listener.finished(len(group))
+        made = self._embed_groups(self._embedder, groups, self._manifest.dimension, embedded)
+        try:
+            with closing(made):
+                for group, vectors in made:
+                    changes.stage(group, vectors)
+                    for text in {text for document in group for text in document.unknown}:
+                        waiting.pop(text, None)
+                    self._listener.finished(len(group))
+        except BaseException:  # Ctrl-C above all, and a server that has gone away
+            ledger.keep(waiting)
+            raise
 
     def _publish(self, folder: Path, parts: list[Part], report: Added, mode: str) -> None:
         contents = store.Contents(

@@ -28,8 +28,8 @@ from pathlib import Path
 
 from tritonrag.artifacts import EmbedderManifest, sha256
 from tritonrag.errors import InvalidRequest, NotFound, SetupError
-from tritonrag.index import layout, store
-from tritonrag.index.manifest import MANIFEST, EmbedderId, SnapshotManifest
+from tritonrag.index import layout, store, widening
+from tritonrag.index.manifest import MANIFEST, EmbedderId, SnapshotManifest, damaged
 from tritonrag.index.snapshot import Snapshot
 
 HEADER = "collection.json"
@@ -75,6 +75,7 @@ def install(
     embedder: EmbedderManifest | None,
     collection: str = "",
     on_wait: Callable[[], None] = lambda: None,
+    on_opening: widening.OnOpening = widening.refuse,
 ) -> tuple[str, SnapshotManifest]:
     """Make the snapshot in ``file`` the live one of a collection, by default of its own name.
 
@@ -85,12 +86,14 @@ def install(
             than the collection's becomes live for its own embedder.
         collection: the collection that is to have it; "" is the one that it was exported from.
         on_wait: called when another writer is at work.
+        on_opening: told which documents of the collection it would open.
 
     Returns:
         The collection's name, and the manifest of its new snapshot.
 
     Raises:
         InvalidRequest: the file is not an export, or is damaged.
+        WouldOpen: documents of the collection are closed that are not so in the file.
         NotFound: there is no such file.
         SetupError: it was made with another embedder, or the index cannot be written.
     """
@@ -105,11 +108,14 @@ def install(
             )
         collection = layout.check_collection(collection or name)
         with store.writing(index_dir, collection, on_wait) as folder:
-            return collection, _install(archive, manifest, folder)
+            return collection, _install(archive, manifest, folder, on_opening)
 
 
 def _install(
-    archive: tarfile.TarFile, manifest: SnapshotManifest, folder: Path
+    archive: tarfile.TarFile,
+    manifest: SnapshotManifest,
+    folder: Path,
+    on_opening: widening.OnOpening,
 ) -> SnapshotManifest:
     folder.mkdir(exist_ok=True)
     name = layout.new_snapshot(datetime.now(UTC))
@@ -120,6 +126,7 @@ def _install(
         new.mkdir()
         _unpack(archive, manifest, new)
         ours.save(new)
+        on_opening(_openings(folder, new, manifest.embedder.sha256))
         store.take_in(new, ours, current=_is_the_collections(folder, manifest))
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)
@@ -129,12 +136,22 @@ def _install(
     return ours
 
 
+def _openings(folder: Path, new: Path, embedder: str) -> list[widening.Opening]:
+    if not layout.pointers(folder):
+        return []
+    try:
+        return widening.openings_of_snapshot(folder, new, [embedder])
+    except (ValueError, TypeError) as error:
+        raise damaged(new.name, str(error)) from error
+
+
 def _is_the_collections(folder: Path, manifest: SnapshotManifest) -> bool:
     """Return whether the collection's current snapshot, if any, is of the same embedder."""
-    current = layout.current(folder)
-    if current is None:
-        return True
-    return SnapshotManifest.load(folder / current).embedder == manifest.embedder
+    try:
+        current = layout.current(folder)
+        return not current or SnapshotManifest.load(folder / current).embedder == manifest.embedder
+    except SetupError:
+        return True  # What is damaged is of no use to any.
 
 
 def _pack(archive: tarfile.TarFile, collection: str, snapshot: Path) -> None:

@@ -1,4 +1,4 @@
-"""BM25 over the passages of a snapshot: ``bm25s``, memory-mapped.
+"""BM25 over the passages of a snapshot: ``bm25s``, its postings read by position.
 
 The scores of every term in every passage are computed when the snapshot is written (Lù 2024,
 *BM25S: Orders of magnitude faster lexical search via eager sparse scoring*); a search adds up those
@@ -17,6 +17,7 @@ import bm25s
 import numpy as np
 
 from tritonrag.index.analysis import passage_terms, question_terms
+from tritonrag.index.positional import ArrayFile, PositionalFile, open_array
 from tritonrag.index.vectors import Allowed, Floats, Ids
 
 K1, B = 1.2, 0.75
@@ -40,12 +41,18 @@ class Bm25:
 
     @classmethod
     def open(cls, folder: Path) -> Bm25:
-        """Map the index in ``folder`` into memory.
+        """Open the index in ``folder``.
 
         Raises:
-            OSError, ValueError: a file is missing or damaged.
+            OSError, ValueError, EOFError: a file is missing or damaged.
         """
-        return cls(bm25s.BM25.load(folder, mmap=True, **FILES))
+        return cls(_Model.load(folder, **FILES))
+
+    @property
+    def files(self) -> list[PositionalFile]:
+        """What is read from in a search."""
+        parts = self._model.scores.values()
+        return [part.file for part in parts if isinstance(part, ArrayFile)]
 
     def __len__(self) -> int:
         """Return the number of passages."""
@@ -77,7 +84,7 @@ class Bm25:
         """
         stored = self._model.scores
         starts = np.asarray(stored["indptr"], np.int64)
-        passages = np.asarray(stored["indices"])
+        passages, weights = stored["indices"][:], stored["data"][:]
         by_number = {number: dimension(term) for term, number in self._model.vocab_dict.items()}
         terms = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
         order = np.argsort(passages, kind="stable")
@@ -85,8 +92,24 @@ class Bm25:
         for start, end in zip(bounds[:-1], bounds[1:], strict=True):
             vector: dict[int, float] = defaultdict(float)
             for place in order[start:end].tolist():
-                vector[by_number[int(terms[place])]] += float(stored["data"][place])
+                vector[by_number[int(terms[place])]] += float(weights[place])
             yield dict(vector)
+
+
+class _Model(bm25s.BM25):  # type: ignore[misc]
+    """Its postings, of which a search reads those of the question's terms, stay on disk."""
+
+    def load_scores(
+        self, save_dir: Path, data_name: str, indices_name: str, indptr_name: str, num_docs: int,
+        **options: object,
+    ) -> None:  # fmt: skip
+        starts = np.load(save_dir / indptr_name, allow_pickle=False)
+        data, passages = open_array(save_dir / data_name), open_array(save_dir / indices_name)
+        if not len(data) == len(passages) == starts[-1]:
+            raise ValueError(f"{indptr_name} does not fit {data_name} and {indices_name}")
+        self.scores = {
+            "data": data, "indices": passages, "indptr": starts, "num_docs": num_docs
+        }  # fmt: skip
 
 
 def dimension(term: str) -> int:

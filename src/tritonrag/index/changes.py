@@ -16,6 +16,7 @@ from tritonrag.index.manifest import DocumentRecord
 from tritonrag.index.parts import Kept, Part, Staged, kept_parts
 from tritonrag.index.reports import Added, Listener
 from tritonrag.index.snapshot import Floats, Snapshot
+from tritonrag.index.widening import Opening, opens
 from tritonrag.parsing import Cut, Job, Parsers
 
 
@@ -65,11 +66,12 @@ class Changes:
         self._ledger = ledger
         self._staged = ledger.staged()
         self._failed = ledger.failed()
+        self._kept = ledger.kept()
         self._parsers = parsers
         self._recipe = parsers.chunker.settings.recipe
         self._report = report
         self._listener = listener
-        self._whole = False
+        self._whole = self._allow_opening = False
 
     def remove_absent(self, files: list[SourceFile], under: str | None) -> None:
         """Remove the documents that are not among ``files``, where these are all there are."""
@@ -82,12 +84,16 @@ class Changes:
             del self._parts[source]
         self._report.removed = len(gone)
 
-    def documents(self, files: list[SourceFile], *, retry_failed: bool) -> Iterator[Document]:
+    def documents(
+        self, files: list[SourceFile], *, retry_failed: bool, allow_opening: bool
+    ) -> Iterator[Document]:
         """Yield what has to be embedded: of new and changed files, then what only has old vectors.
 
         Nothing is embedded of a file that is as it was, and one that failed is not parsed again as
-        it is, except to ``retry_failed``.
+        it is, except to ``retry_failed``. One that was closed and says so no longer fails, except
+        to ``allow_opening``.
         """
+        self._allow_opening = allow_opening
         if retry_failed:
             self._failed = {}
         sources = {file.source for file in files}
@@ -112,10 +118,16 @@ class Changes:
 
     def _of_files(self, files: list[SourceFile]) -> Iterator[Document]:
         for job, made in self._parsers.cut_all(self._jobs(files)):
-            if isinstance(made, Cut):
-                yield self._document(job, made)
-            else:
+            if isinstance(made, InvalidRequest):
                 self._fail(job, made)
+                continue
+            try:
+                document = self._document(job, made)
+            except InvalidRequest as error:
+                self._report.failures.append(Failure(job.file.shown, str(error)))
+                self._finished(job.file.source)
+            else:
+                yield document
         self._report.failures.sort(key=lambda failure: failure.name)
 
     def _jobs(self, files: list[SourceFile]) -> Iterator[Job]:
@@ -156,7 +168,7 @@ class Changes:
                 continue
             lines = list(part.lines())
             texts = [chunker.embedded_text(Passage.from_json(line)) for line in lines]
-            yield Document(part.record, lines, texts, self._vectors_by_text(source))
+            yield Document(part.record, lines, texts, self._known(source, texts))
 
     def _is_foreign(self, source: str) -> bool:
         part = self._parts.get(source)
@@ -175,6 +187,7 @@ class Changes:
             self._parts[file.source] = replace(old, record=_stamped(old.record, file))
             self._report.unchanged += 1
         elif staged and self._same(staged, file, sha256):
+            self._check_opening(file, staged.metadata.access)
             self._count(old)
             self._resume(_stamped(staged, file))
         elif failed and self._same(failed, file, sha256):
@@ -204,8 +217,9 @@ class Changes:
             job.file.place,
             given_hash(job.file),
         )
+        self._check_opening(job.file, made.metadata.access)
         self._count(self._parts.pop(source, None))  # until it is embedded
-        return Document(record, made.lines, made.texts, self._vectors_by_text(source))
+        return Document(record, made.lines, made.texts, self._known(source, made.texts))
 
     def _fail(self, job: Job, error: InvalidRequest) -> None:
         file = job.file
@@ -216,10 +230,25 @@ class Changes:
         self._report.failures.append(Failure(file.shown, str(error)))
         self._finished(file.source)
 
+    def _check_opening(self, file: SourceFile, access: tuple[str, ...]) -> None:
+        """Refuse to open a document that was closed, where nothing says so; report it otherwise."""
+        old = self._parts.get(file.source)
+        before = old.record.metadata.access if old else ()
+        if not opens(before, access):
+            return
+        if not access and "access" not in file.metadata and not self._allow_opening:
+            raise InvalidRequest(
+                f"would be open to everyone: it was for {', '.join(before)}, and nothing says "
+                "`access` of it any more; it stays as it was (bring back its sidecar or --access, "
+                "or write `access: []` in a sidecar; --allow-opening opens all such documents)"
+            )
+        self._report.opened.append(Opening(file.source, before, access))
+
     def _close(self, file: SourceFile) -> None:
         """Give the version that stays of a failed file the access that is said from outside."""
         old, access = self._parts.get(file.source), tuple(file.metadata.get("access", ()))
         if old and access:
+            self._check_opening(file, access)
             metadata = replace(old.record.metadata, access=access)
             self._parts[file.source] = replace(old, record=replace(old.record, metadata=metadata))
 
@@ -233,6 +262,12 @@ class Changes:
 
     def _waiting(self, record: DocumentRecord) -> Staged:
         return Staged(record, self._ledger)
+
+    def _known(self, source: str, texts: list[str]) -> Mapping[str, Floats]:
+        """Return the vectors that need not be embedded again, by text."""
+        known, kept = self._vectors_by_text(source), self._kept.of(texts)
+        self._report.resumed += sum(text in kept and text not in known for text in texts)
+        return {**kept, **known}
 
     def _vectors_by_text(self, source: str) -> Mapping[str, Floats]:
         """Return the vectors that a document's passages had, by the text that was embedded."""

@@ -56,10 +56,15 @@ class Columns:
         self._columns = {key: _Column(found, self._count) for key, found in entries.items()}
         self._access = _Column(readers, self._count)
         self._open = ~self._access.present()
+        self._any_open = bool(self._open.any())
 
     def known(self, groups: Groups) -> Groups:
         """Return those of ``groups`` that matter here: callers alike in them see the same."""
         return self._access.among(groups)
+
+    def readable(self, groups: Groups) -> bool:
+        """Return whether a caller in ``groups`` may read any of the documents."""
+        return self._any_open or bool(self.known(groups))
 
     def allowed(self, where: Filter | None, groups: Groups) -> Mask | None:
         """Return the documents that a caller in ``groups`` may read and that ``where`` leaves.

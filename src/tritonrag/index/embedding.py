@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,7 +25,12 @@ GROUPS_AHEAD = 2
 RETRY_SECONDS = (0.2, 0.5, 1.0, 2.0, 4.0, 8.0)
 """Waits between attempts when the server is busy, or away for a moment."""
 
+LAST_SECONDS = 1.0
+"""What an interrupted run waits for the batches under way, whose embeddings are kept."""
+
 Tag = TypeVar("Tag")
+OnEmbedded = Callable[[Sequence[str], Floats], None]
+"""Is told of some texts and their embeddings, one call at a time, maybe from another thread."""
 
 
 class Embedder(Protocol):
@@ -43,7 +49,7 @@ class EmbedGroups(Protocol):
         embedder: Embedder,
         groups: Iterable[tuple[Tag, Sequence[str]]],
         dimension: int,
-        on_embedded: Callable[[int], None],
+        on_embedded: OnEmbedded,
     ) -> Generator[tuple[Tag, Floats]]:
         """Yield the embeddings of each group of texts, in their order."""
         ...
@@ -53,7 +59,7 @@ def embed_groups(
     embedder: Embedder,
     groups: Iterable[tuple[Tag, Sequence[str]]],
     dimension: int,
-    on_embedded: Callable[[int], None] = lambda count: None,
+    on_embedded: OnEmbedded = lambda texts, vectors: None,
     *,
     batch_texts: int = BATCH_TEXTS,
     in_flight: int = IN_FLIGHT,
@@ -69,7 +75,7 @@ def embed_groups(
             is reported at once.
         groups: each with a tag that comes back with its embeddings.
         dimension: the dimension expected.
-        on_embedded: called after each batch with the number of its texts.
+        on_embedded: called after each batch, also with those under way when the run is interrupted.
         batch_texts: texts per call.
         in_flight: calls at a time, as long as the embedder is not too busy for so many.
 
@@ -99,7 +105,7 @@ class Calls:
         self,
         embedder: Embedder,
         dimension: int,
-        on_embedded: Callable[[int], None] = lambda count: None,
+        on_embedded: OnEmbedded = lambda texts, vectors: None,
         batch_texts: int = BATCH_TEXTS,
         in_flight: int = IN_FLIGHT,
     ) -> None:
@@ -109,6 +115,7 @@ class Calls:
         self._threads = ThreadPoolExecutor(in_flight, thread_name_prefix="embed")
         self._pace, self._ended = _Pace(in_flight), threading.Event()
         self._began = False
+        self._sent: set[Future[None]] = set()
 
     def begin(self, texts: Sequence[str]) -> Group:
         """Begin to embed a group of texts.
@@ -123,13 +130,19 @@ class Calls:
         if batches and not self._began:
             self._began = True
             self._run(texts, batches.pop(0), vectors, Unreachable)
-        futures = [self._threads.submit(self._run, texts, batch, vectors) for batch in batches]
-        return Group(vectors, futures)
+        return Group(vectors, [self._send(texts, batch, vectors) for batch in batches])
 
     def abandon(self) -> None:
-        """Start nothing new; what is under way after Ctrl-C or an error ends with the client."""
+        """Start nothing new, and wait a moment for what is under way after Ctrl-C or an error."""
         self._ended.set()
         self._threads.shutdown(wait=False, cancel_futures=True)
+        futures.wait([batch for batch in list(self._sent) if batch.running()], LAST_SECONDS)
+
+    def _send(self, texts: Sequence[str], batch: list[int], vectors: Floats) -> Future[None]:
+        sent = self._threads.submit(self._run, texts, batch, vectors)
+        self._sent.add(sent)
+        sent.add_done_callback(self._sent.discard)
+        return sent
 
     def _run(
         self,
@@ -143,7 +156,7 @@ class Calls:
         _check(found, len(batch), self._dimension)
         vectors[batch] = found
         with self._lock:
-            self._on_embedded(len(batch))
+            self._on_embedded(asked, found)
 
     def _patiently(
         self, call: Callable[[], Floats], hopeless: tuple[type[Unavailable], ...]

@@ -46,8 +46,15 @@ def collections(index_dir: Path) -> list[str]:
     return [
         name
         for name in names
-        if re.fullmatch(COLLECTION_PATTERN, name) and (index_dir / name / CURRENT).is_file()
+        if re.fullmatch(COLLECTION_PATTERN, name) and _has_pointer(index_dir / name)
     ]
+
+
+def _has_pointer(collection: Path) -> bool:
+    try:
+        return (collection / CURRENT).is_file()
+    except PermissionError:
+        return True  # Whoever reads it is told, and the other collections are not affected.
 
 
 def known_collection(index_dir: Path, name: str) -> Path:
@@ -63,9 +70,9 @@ def known_collection(index_dir: Path, name: str) -> Path:
     return index_dir / name
 
 
-def unknown_collection(name: str, known: list[str]) -> NotFound:
-    """Return the error for a collection that does not exist, naming those that do."""
-    those = f"there are {', '.join(known)}" if known else "there is none yet"
+def unknown_collection(name: str, known: list[str], none: str = "there is none yet") -> NotFound:
+    """Return the error for a collection that does not exist, naming the ``known`` ones."""
+    those = f"there are {', '.join(known)}" if known else none
     return NotFound(
         f"collection: no collection is called {name!r}; {those} "
         "(`tritonrag index add PATH --collection NAME` makes one)"

@@ -1,15 +1,16 @@
 """What the writer of a collection remembers from run to run, beside its snapshots.
 
-Two things: documents that are embedded but not in a snapshot yet, so that an interrupted run goes
-on where it was, and files that failed, so that they are not tried again as they are. Readers never
-look here, and without it a run only has more to do.
+Documents that are embedded but not in a snapshot yet, and single embeddings of documents that were
+not complete, so that an interrupted run goes on where it was; and files that failed, so that they
+are not tried again as they are. Readers never look here, and without it a run only has more to do.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sqlite3
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,9 @@ PRAGMA auto_vacuum = FULL;
 CREATE TABLE IF NOT EXISTS staged (
     embedder TEXT, source TEXT, record BLOB, lines BLOB, vectors BLOB,
     PRIMARY KEY (embedder, source)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS embedded (
+    embedder TEXT, text BLOB, vector BLOB, PRIMARY KEY (embedder, text)
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS failed (source TEXT PRIMARY KEY, failure TEXT) WITHOUT ROWID;
 """
@@ -99,10 +103,24 @@ class Ledger:
         values = np.frombuffer(self._column("vectors", source), np.float32)
         return values.reshape(-1, self._dimension)
 
-    def unstage(self) -> None:
-        """Forget the embedded documents: they are in a snapshot."""
+    def keep(self, vectors: Mapping[str, Floats]) -> None:
+        """Keep the embeddings ``[dimension]`` of texts whose documents are not complete."""
+        rows = [(self._embedder, _digest(text), row.tobytes()) for text, row in vectors.items()]
         with self._database:
-            self._database.execute("DELETE FROM staged WHERE embedder = ?", (self._embedder,))
+            self._database.executemany("INSERT OR REPLACE INTO embedded VALUES (?, ?, ?)", rows)
+
+    def kept(self) -> KeptVectors:
+        """Return what :meth:`keep` kept."""
+        found = self._database.execute(
+            "SELECT text, vector FROM embedded WHERE embedder = ?", (self._embedder,)
+        )
+        return KeptVectors({text: np.frombuffer(row, np.float32) for text, row in found})
+
+    def unstage(self) -> None:
+        """Forget what is embedded: it is in a snapshot."""
+        with self._database:
+            for table in ("staged", "embedded"):
+                self._database.execute(f"DELETE FROM {table} WHERE embedder = ?", (self._embedder,))
 
     def failed(self) -> dict[str, Failed]:
         """Return the files that failed, by source."""
@@ -124,6 +142,26 @@ class Ledger:
         return bytes(value)
 
 
+class KeptVectors:
+    """Embeddings ``[dimension]`` by the texts that were embedded, of which only hashes are kept."""
+
+    def __init__(self, vectors: Mapping[bytes, Floats]) -> None:
+        """Hold vectors by the hash of their text."""
+        self._vectors = vectors
+
+    def of(self, texts: Iterable[str]) -> dict[str, Floats]:
+        """Return the embeddings of those of ``texts`` that there are."""
+        if not self._vectors:
+            return {}
+        digests = {text: _digest(text) for text in texts}
+        vectors = self._vectors
+        return {text: vectors[key] for text, key in digests.items() if key in vectors}
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()
+
+
 def forget(folder: Path, sources: Collection[str]) -> None:
     """Delete what is kept of documents, whoever embedded them, from a collection's ledger, if any.
 
@@ -138,6 +176,7 @@ def forget(folder: Path, sources: Collection[str]) -> None:
             rows = [(source,) for source in sources]
             database.executemany("DELETE FROM staged WHERE source = ?", rows)
             database.executemany("DELETE FROM failed WHERE source = ?", rows)
+            database.execute("DELETE FROM embedded")  # whose, nothing tells
     except sqlite3.Error as error:
         raise SetupError(f"{path}: {error}; free the disk, or remove the file") from error
 

@@ -26,6 +26,7 @@ class Query:
     ``question`` is its text, for the modes that count words. ``mode`` None is the collection's.
     ``min_score`` is the least cosine similarity, ``diversity`` how much a passage that is like
     those before it is put back (0 not at all), ``merge`` whether neighbours become one passage.
+    ``snapshot`` is the name of the one to search, empty where it is the live one, whichever it is.
     """
 
     embedding: Floats
@@ -38,6 +39,7 @@ class Query:
     min_score: float = -1.0
     diversity: float = 0.0
     merge: bool = False
+    snapshot: str = ""
 
 
 @dataclass(frozen=True, eq=False)

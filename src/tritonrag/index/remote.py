@@ -130,6 +130,11 @@ class RemoteSnapshot:
         """Whether its passages have BM25 scores of the terms that questions are cut into."""
         return self.manifest.analysis == analysis.VERSION
 
+    @property
+    def intact(self) -> bool:
+        """Whether it is what was loaded: Milvus keeps its own files."""
+        return True
+
     def __len__(self) -> int:
         """Return the number of passages."""
         return self.manifest.passages
@@ -137,6 +142,10 @@ class RemoteSnapshot:
     def audience(self, groups: Groups) -> Groups:
         """Return those of a caller's groups that matter here."""
         return self._columns.known(groups)
+
+    def readable(self, groups: Groups) -> bool:
+        """Return whether a caller in ``groups`` may read any document."""
+        return self._columns.readable(groups)
 
     def check(self, where: Filter | None, groups: Groups = EVERYONE) -> None:
         """Check a filter against the documents that a caller in ``groups`` may read."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from tritonrag.documents import Failure
+from tritonrag.index.widening import Opening
 
 
 @dataclass
@@ -13,8 +14,9 @@ class Added:
 
     ``added``, ``changed``, ``unchanged`` and ``removed`` count documents. ``embedded`` counts
     passages, ``resumed`` those that an interrupted run had embedded; ``published`` tells that
-    there is a new snapshot, ``embedder_changed`` that all had to be embedded again. ``unknown`` are
-    the files of kinds that cannot be indexed.
+    there is a new snapshot, ``embedder_changed`` that all had to be embedded again. ``opened`` are
+    the documents that more callers can read than before, ``unknown`` the files of kinds that cannot
+    be indexed.
     """
 
     collection: str
@@ -29,6 +31,7 @@ class Added:
     published: bool = False
     embedder_changed: bool = False
     failures: list[Failure] = field(default_factory=list)
+    opened: list[Opening] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
 
 

@@ -18,18 +18,23 @@ import numpy as np
 
 from tritonrag.artifacts import EmbedderManifest
 from tritonrag.contract import DEFAULT_COLLECTION
-from tritonrag.errors import NotFound, SetupError, Unavailable
+from tritonrag.errors import NotFound, SetupError, TritonragError, Unavailable
 from tritonrag.index import layout, searching
 from tritonrag.index.columns import Groups
 from tritonrag.index.filters import Filter
 from tritonrag.index.manifest import EmbedderId
 from tritonrag.index.memory import return_large_blocks
+from tritonrag.index.positional import allow_many_files
 from tritonrag.index.query import Query, Result, check_query
 from tritonrag.index.searchable import Searchable, SnapshotSource
 from tritonrag.index.snapshot import Snapshot
 
 POLL_SECONDS = 0.5
 RETRY_SECONDS = 30.0
+
+
+class CollectionRefused(Unavailable):
+    """One collection cannot be searched; the others go on."""
 
 
 _NOTHING = Result([], np.empty(0, np.float32))
@@ -62,7 +67,8 @@ class Retriever:
     The pointer is the embedder's own, else ``CURRENT``.
 
     A snapshot that is damaged, of another embedder or of a newer format is refused with one log
-    line, and the one before stays live. Searches may run in any number of threads.
+    line, and the one before stays live. Where the files of the live one are changed in place, its
+    collection is refused and the others go on. Searches may run in any number of threads.
     """
 
     def __init__(
@@ -85,6 +91,7 @@ class Retriever:
             poll_seconds: how often the live snapshots' names are looked at.
         """
         return_large_blocks()
+        allow_many_files()
         self._embedder = EmbedderId.of(embedder)
         self._source = FolderSource(index, embedder.sha256) if isinstance(index, Path) else index
         self._fault = ""
@@ -136,9 +143,10 @@ class Retriever:
             InvalidRequest: a field is out of its range, the collection's name is wrong, the
                 filter names a field that it has not, or its snapshot cannot be searched in the
                 query's mode.
-            NotFound: there is no such collection; the message lists those that exist.
-            Unavailable: the collection's only snapshot was refused, or what there is cannot be
-                known now.
+            NotFound: there is no such collection, and the message lists those in which the caller
+                may read something; or its live snapshot is not the query's.
+            CollectionRefused: the collection's only snapshot was refused.
+            Unavailable: what there is cannot be known now.
         """
         snapshot = self._checked(query, self._live)
         if snapshot is not None:
@@ -168,11 +176,31 @@ class Retriever:
         faiss.omp_set_num_threads(self._faiss_threads)
         for group in groups.values():
             members = [queries[number] for number in group.members]
-            allowed = group.snapshot.allowed(group.where, group.groups)
-            found = searching.search(group.snapshot, members, allowed)
+            found = self._found(group, members)
             for number, result in zip(group.members, found, strict=True):
                 results[number] = result
         return results
+
+    def _found(self, group: _Group, queries: list[Query]) -> list[Result]:
+        allowed = group.snapshot.allowed(group.where, group.groups)
+        try:
+            return searching.search(group.snapshot, queries, allowed)
+        except SetupError as error:
+            collection = queries[0].collection
+            self._withdraw(collection, group.snapshot, str(error))
+            raise _unserved(collection, str(error)) from error
+
+    def _withdraw(self, collection: str, snapshot: Searchable, cause: str) -> None:
+        """Search no longer in a snapshot whose files turned out to be damaged."""
+        if not self._refresh_lock.acquire(blocking=False):
+            return  # The watcher may be loading for long. The next search comes here again.
+        try:
+            known = self._live.get(collection)
+            if known is not None and known.snapshot is snapshot:
+                refused = self._refused(collection, known.seen, None, cause)
+                self._live = {**self._live, collection: refused}
+        finally:
+            self._refresh_lock.release()
 
     def refresh(self) -> None:
         """Look at every collection now, and load what has changed.
@@ -203,16 +231,18 @@ class Retriever:
     def _looked_at(self, collection: str) -> _Live:
         known = self._live.get(collection)
         seen = self._source.seen(collection)
-        if known is not None and known.seen == seen and time.monotonic() < known.again:
-            return known
         old = known.snapshot if known else None
+        intact = old is None or old.intact
+        if known is not None and intact and known.seen == seen and time.monotonic() < known.again:
+            return known
+        old = old if intact else None
         try:
             snapshot = self._source.load(collection, old)
             check_embedder(snapshot.name, snapshot.manifest.embedder, self._embedder)
         except Unavailable:
             raise
         except Exception as error:  # Of this collection alone.
-            return self._refused(collection, seen, old, str(error))
+            return self._refused(collection, seen, old, _cause(error))
         if snapshot is not old:
             self._log(f"collection {collection}: snapshot {snapshot.name} is live, "
                       f"{len(snapshot)} passages")  # fmt: skip
@@ -228,23 +258,49 @@ class Retriever:
     def _checked(self, query: Query, live: Mapping[str, _Live]) -> Searchable | None:
         """Return the snapshot that a query searches; None where nothing at all is indexed."""
         check_query(query, self._dimension)
-        snapshot = self._snapshot(query.collection, live)
+        snapshot = self._snapshot(query.collection, query.groups, live)
+        if query.snapshot and (snapshot is None or snapshot.name != query.snapshot):
+            raise NotFound(
+                f"snapshot: {query.snapshot[:80]!r} is not live here in collection "
+                f"{query.collection}"
+            )
         if snapshot is not None:
             searching.check(query, snapshot)
         return snapshot
 
-    def _snapshot(self, collection: str, live: Mapping[str, _Live]) -> Searchable | None:
+    def _snapshot(
+        self, collection: str, groups: Groups, live: Mapping[str, _Live]
+    ) -> Searchable | None:
         found = live.get(layout.check_collection(collection))
         if found is None:
             if self._fault:
                 raise Unavailable(self._fault)
             if not live and collection == DEFAULT_COLLECTION:
                 return None
-            raise layout.unknown_collection(collection, sorted(live))
+            raise layout.unknown_collection(
+                collection, _readable(live, groups), "there is none that this caller may read"
+            )
         if found.snapshot is None:
-            raise Unavailable(f"collection {collection}: its index cannot be served: "
-                              f"{found.refusal}")  # fmt: skip
+            raise _unserved(collection, found.refusal)
         return found.snapshot
+
+
+def _readable(live: Mapping[str, _Live], groups: Groups) -> list[str]:
+    """Return the collections in which a caller may read something."""
+    return sorted(
+        name for name, each in live.items() if each.snapshot and each.snapshot.readable(groups)
+    )
+
+
+def _unserved(collection: str, cause: str) -> CollectionRefused:
+    return CollectionRefused(f"collection {collection}: its index cannot be served: {cause}")
+
+
+def _cause(error: Exception) -> str:
+    """Return why a snapshot was refused, without a path: callers are told."""
+    if isinstance(error, OSError) and error.filename:
+        return f"{Path(error.filename).name}: {error.strerror}"
+    return str(error) if isinstance(error, TritonragError) else type(error).__name__
 
 
 class FolderSource:
@@ -257,7 +313,10 @@ class FolderSource:
 
     def collections(self) -> list[str]:
         """Return the collections that have a live snapshot, sorted."""
-        return layout.collections(self._index_dir)
+        try:
+            return layout.collections(self._index_dir)
+        except OSError as error:
+            raise Unavailable(f"the index cannot be listed: {error.strerror}") from error
 
     def seen(self, collection: str) -> object:
         """Return what changes when the pointer is replaced."""
@@ -276,7 +335,7 @@ class FolderSource:
         return Snapshot.open(folder / name, verify=None)
 
     def close(self) -> None:
-        """Do nothing: what is mapped goes with the snapshots."""
+        """Do nothing: what is open goes with the snapshots."""
 
 
 def check_embedder(snapshot: str, built: EmbedderId, served: EmbedderId) -> None:

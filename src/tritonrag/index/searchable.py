@@ -65,12 +65,21 @@ class Searchable(Protocol):
         """Whether it can be searched for words."""
         ...
 
+    @property
+    def intact(self) -> bool:
+        """Whether it is, as far as one look tells, still what was loaded."""
+        ...
+
     def __len__(self) -> int:
         """Return the number of passages."""
         ...
 
     def audience(self, groups: Groups) -> Groups:
         """Return those of a caller's groups that matter here: callers alike in them see alike."""
+        ...
+
+    def readable(self, groups: Groups) -> bool:
+        """Return whether a caller in ``groups`` may read any document of it."""
         ...
 
     def check(self, where: Filter | None, groups: Groups = EVERYONE) -> None:

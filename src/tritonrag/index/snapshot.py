@@ -1,12 +1,11 @@
 """One snapshot, opened for reading: its vectors, its BM25 index and its passages.
 
-What is large is memory-mapped. Immutable once open, so any number of threads may search it while a
-newer one is loaded.
+What is large is read by position, never mapped: a file that is truncated in place must not end the
+process. Immutable once open, so any number of threads may search it while a newer one is loaded.
 """
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Callable
 from functools import lru_cache, partial
 from pathlib import Path
@@ -28,6 +27,7 @@ from tritonrag.index.manifest import (
     SnapshotManifest,
     damaged,
 )
+from tritonrag.index.positional import PositionalFile
 from tritonrag.index.vectors import Allowed, Vectors
 from tritonrag.index.vectors import Floats as Floats
 from tritonrag.index.vectors import Ids as Ids
@@ -94,7 +94,7 @@ class Snapshot:
         except OSError as error:  # Its text has the path, which is not for callers.
             name = Path(error.filename).name if error.filename else "a file"
             raise damaged(folder.name, f"{name}: {error.strerror}") from error
-        except (RuntimeError, ValueError, TypeError) as error:
+        except (RuntimeError, ValueError, TypeError, EOFError) as error:
             raise damaged(folder.name, str(error)) from error
         snapshot._check_counts()
         return snapshot
@@ -103,6 +103,12 @@ class Snapshot:
     def name(self) -> str:
         """The snapshot's name."""
         return self.manifest.snapshot
+
+    @property
+    def intact(self) -> bool:
+        """Whether the files that it still reads are, by size and times, as they were."""
+        parts = (self._passages, self.dense, self.bm25)
+        return all(file.intact for part in parts if part for file in part.files)
 
     @property
     def has_words(self) -> bool:
@@ -123,6 +129,10 @@ class Snapshot:
     def audience(self, groups: Groups) -> Groups:
         """Return those of a caller's groups that matter here: callers alike in them see alike."""
         return self._columns.known(groups)
+
+    def readable(self, groups: Groups) -> bool:
+        """Return whether a caller in ``groups`` may read any document."""
+        return self._columns.readable(groups)
 
     def check(self, where: Filter | None, groups: Groups = EVERYONE) -> None:
         """Check a filter against the documents that a caller in ``groups`` may read.
@@ -214,12 +224,16 @@ class PassageFile:
     """The lines of ``passages.jsonl``: reads only the bytes of the passages asked for."""
 
     def __init__(self, lines: Path, offsets: Path) -> None:
-        """Map both files into memory; ``offsets`` holds where each line starts, and the end."""
-        # As a plain array, whose slices take a tenth of the time of a memory map's.
-        self._offsets = np.asarray(np.load(offsets, mmap_mode="r", allow_pickle=False))
-        self._lines = _mapped(lines)
+        """Open both; ``offsets`` holds where each line starts, and the end."""
+        self._offsets = np.load(offsets, allow_pickle=False)
+        self._lines = PositionalFile(lines)
         if len(self._offsets) == 0 or int(self._offsets[-1]) != len(self._lines):
             raise ValueError(f"{offsets.name} does not fit {lines.name}")
+
+    @property
+    def files(self) -> list[PositionalFile]:
+        """What is read from in a search."""
+        return [self._lines]
 
     def __len__(self) -> int:
         """Return the number of passages."""
@@ -227,8 +241,8 @@ class PassageFile:
 
     def __getitem__(self, number: int) -> bytes:
         """Return one line without its newline."""
-        start, end = self._offsets[number : number + 2]
-        return self._lines[int(start) : int(end) - 1]
+        start, end = self._offsets[number : number + 2].tolist()
+        return self._lines.read(start, end - start - 1)
 
 
 def verify_files(folder: Path, manifest: SnapshotManifest) -> None:
@@ -265,13 +279,6 @@ def _check_sizes(folder: Path, manifest: SnapshotManifest) -> None:
 
 def _bytes(folder: Path, manifest: SnapshotManifest) -> int:
     return sum((folder / name).stat().st_size for name in manifest.files)
-
-
-def _mapped(path: Path) -> mmap.mmap | bytes:
-    with path.open("rb") as file:
-        if not path.stat().st_size:
-            return b""
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 def read_documents(folder: Path) -> list[DocumentRecord]:

@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 from tritonrag.artifacts import sha256
 from tritonrag.contract import DEFAULT_MODE
 from tritonrag.errors import NotFound, SetupError, Unavailable
-from tritonrag.index import analysis, bm25, layout, tuning
+from tritonrag.index import analysis, bm25, layout, tuning, widening
 from tritonrag.index.manifest import (
     DOCUMENTS,
     FLAT,
@@ -167,13 +167,20 @@ def _keep_pointer(folder: Path) -> None:
                 layout.set_current(folder, name, sha256)
 
 
-def roll_back(folder: Path, to: str | None = None, sha256: str = "") -> SnapshotManifest:
+def roll_back(
+    folder: Path,
+    to: str | None = None,
+    sha256: str = "",
+    on_opening: widening.OnOpening = widening.refuse,
+) -> SnapshotManifest:
     """Make an earlier snapshot live: ``to``, or else the one that the live one followed.
 
-    ``sha256`` is of the embedder whose live snapshot is meant. Only inside :func:`writing`.
+    ``sha256`` is of the embedder whose live snapshot is meant. ``on_opening`` is told which
+    documents were closed since then. Only inside :func:`writing`.
 
     Raises:
         NotFound: there is no such snapshot; the message lists those there are.
+        WouldOpen: documents were closed since then.
         SetupError: it is damaged.
     """
     kept = layout.snapshots(folder) if folder.is_dir() else []
@@ -183,6 +190,8 @@ def roll_back(folder: Path, to: str | None = None, sha256: str = "") -> Snapshot
         wanted = f"no snapshot {to!r}" if to else "no snapshot before the live one"
         raise NotFound(f"collection {folder.name} has {wanted}; there are: {known}")
     manifest = Snapshot.open(folder / target).manifest
+    embedders = {sha256, manifest.embedder.sha256}
+    on_opening(widening.openings_of_snapshot(folder, folder / target, embedders))
     layout.set_current(folder, target, manifest.embedder.sha256)
     layout.set_current(folder, target)
     if sha256 not in ("", manifest.embedder.sha256):

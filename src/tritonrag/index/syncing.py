@@ -47,6 +47,7 @@ def sync(
     recipe: str,
     *,
     retry_failed: bool = False,
+    allow_opening: bool = False,
     wait: bool = True,
 ) -> Added:
     """Make ``found`` the whole of a collection; the failures of the listing are in the report.
@@ -58,6 +59,7 @@ def sync(
         records: the collection's documents now; they only tell what to read ahead.
         recipe: how the adder cuts documents.
         retry_failed: try files again that failed and have not changed.
+        allow_opening: open documents of which nothing says any more that they are closed.
         wait: for another writer of the collection.
 
     Raises:
@@ -65,7 +67,10 @@ def sync(
             collection is then as it was.
     """
     with changed_read_ahead(found.files, records, recipe) as files:
-        done = adder.add(collection, files, complete_under="", retry_failed=retry_failed, wait=wait)
+        done = adder.add(
+            collection, files, complete_under="", retry_failed=retry_failed,
+            allow_opening=allow_opening, wait=wait,
+        )  # fmt: skip
     done.failures[:0] = found.failures
     done.unknown = found.unknown
     return done

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tritonrag.index.manifest import FLAT, ROWS, VECTORS, Probing, SnapshotManifest
+from tritonrag.index.positional import ArrayFile, PositionalFile, open_array
 
 Floats = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
@@ -57,18 +58,30 @@ class Allowed:
 class Vectors:
     """Row i is the embedding of passage i. Any number of threads may search."""
 
-    def __init__(self, index: faiss.Index, rows: Floats, probing: Sequence[Probing] = ()) -> None:
-        """Take a FAISS index of ``rows``; ``probing`` is how to search it if it is approximate."""
+    def __init__(
+        self,
+        index: faiss.Index,
+        rows: Floats | ArrayFile,
+        probing: Sequence[Probing] = (),
+        content: npt.NDArray[np.uint8] | None = None,
+    ) -> None:
+        """Take a FAISS index of ``rows``; ``probing`` is how to search it if it is approximate.
+
+        ``content`` is the memory that the index points into, if it does.
+        """
         # The stubs of FAISS know neither its kinds of index nor their constructors in Python.
         self._index: Any = index
-        self.rows = rows = np.asarray(rows)
+        self._content = content
+        self.rows = rows = rows if isinstance(rows, ArrayFile) else np.asarray(rows)
         self._probing = sorted(probing, key=lambda each: each.share)
         # Without `self`, which would keep the memory until the garbage is collected.
         self._rows_of = lru_cache(KEPT_ROWS)(lambda allowed: rows[allowed.numbers])
 
     @classmethod
     def open(cls, folder: Path, manifest: SnapshotManifest) -> Vectors:
-        """Read an exact index, and map a larger one and its vectors into memory.
+        """Read an index, and open the vectors of one that is not exact.
+
+        FAISS could map it, but then a truncation in place would end the process.
 
         Raises:
             OSError, RuntimeError, ValueError: a file is missing or damaged.
@@ -77,15 +90,25 @@ class Vectors:
         if manifest.factory == FLAT:
             index = faiss.read_index(path)
             return cls(index, flat_rows(index))
-        rows = np.load(folder / ROWS, mmap_mode="r", allow_pickle=False)
-        # Of FAISS's two ways to map a file, the one that starts no threads to read ahead: a search
-        # of 32 lists takes a third of the time.
-        index = faiss.read_index(path, faiss.IO_FLAG_MMAP_IFC)
-        return cls(index, rows, manifest.probing)
+        # One block that the index points into: copied into thousands of lists, it would stay with
+        # the process after a swap. FAISS does not look where the block ends.
+        content = np.fromfile(path, np.uint8)
+        if content.size != manifest.sizes.get(VECTORS):
+            raise ValueError(f"{VECTORS} differs from when it was written")
+        reader = faiss.ZeroCopyIOReader(  # type: ignore[attr-defined]
+            faiss.swig_ptr(content), content.size
+        )
+        index = faiss.read_index(reader)
+        return cls(index, open_array(folder / ROWS), manifest.probing, content)
 
     def __len__(self) -> int:
         """Return how many there are."""
         return int(self._index.ntotal)
+
+    @property
+    def files(self) -> list[PositionalFile]:
+        """What is read from in a search."""
+        return [self.rows.file] if isinstance(self.rows, ArrayFile) else []
 
     @property
     def index(self) -> Any:
