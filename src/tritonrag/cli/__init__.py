@@ -9,6 +9,7 @@ import typer
 from tritonrag.cli import collections, evaluate, index, models, query, serving
 from tritonrag.cli.demo import demo
 from tritonrag.cli.sync import sync
+from tritonrag.cli.terminal import printable
 from tritonrag.errors import RequestError, TritonragError
 
 app = typer.Typer(
@@ -37,7 +38,7 @@ def main() -> None:
     try:
         app()
     except TritonragError as error:
-        print(f"tritonrag: {error}", file=sys.stderr)
+        print(f"tritonrag: {printable(str(error), newlines=True)}", file=sys.stderr)
         sys.exit(2 if isinstance(error, RequestError) else 1)
     except KeyboardInterrupt:
         sys.exit(130)

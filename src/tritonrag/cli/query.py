@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from tritonrag.cli.options import AsJson, Protocol, Url
+from tritonrag.cli.terminal import printable
 from tritonrag.client import Answer, AnswerStream, Citation, Client, Passage, Usage
 from tritonrag.client.marshalling import AskOptions
 
@@ -155,7 +156,7 @@ def stream_answer(
 def _print_text(stream: AnswerStream) -> None:
     try:
         for delta in stream:
-            print(delta, end="", flush=True)
+            print(printable(delta, newlines=True), end="", flush=True)
     finally:
         if stream.text:
             print()
@@ -163,7 +164,7 @@ def _print_text(stream: AnswerStream) -> None:
 
 def _print_passage(rank: int, passage: Passage) -> None:
     _print_line(f"{rank:>3}  {passage.score:.3f}  {_place(passage)}", "bold")
-    snippet = textwrap.shorten(passage.text, SNIPPET_CHARS, placeholder=" …")
+    snippet = printable(textwrap.shorten(passage.text, SNIPPET_CHARS, placeholder=" …"))
     indent = " " * 5
     print(textwrap.fill(snippet, initial_indent=indent, subsequent_indent=indent, width=100))
 
@@ -178,17 +179,23 @@ def _print_sources(answer: Answer) -> None:
 
 
 def _print_usage(finish_reason: str, usage: Usage) -> None:
+    prompt = _count(usage.prompt_tokens, "prompt tokens")
+    cached = _count(usage.cached_tokens, "cached")
+    generated = _count(usage.generated_tokens, "generated")
     line = (
-        f"{finish_reason}; {usage.prompt_tokens} prompt tokens ({usage.cached_tokens} cached), "
-        f"{usage.generated_tokens} generated; first token {usage.time_to_first_token_ms:.0f} ms, "
-        f"total {usage.total_ms:.0f} ms"
+        f"{finish_reason}; {prompt} ({cached}), {generated}; "
+        f"first token {usage.time_to_first_token_ms:.0f} ms, total {usage.total_ms:.0f} ms"
     )
     _print_line(line, "dim")
 
 
+def _count(number: int | None, what: str) -> str:
+    return f"{what} not reported" if number is None else f"{number} {what}"
+
+
 def _print_line(line: str, style: str = "") -> None:
-    """Print one line, styled on a terminal, whatever its width."""
-    Console(highlight=False, soft_wrap=True).print(Text(line, style=style))
+    """Print one line, styled on a terminal, whatever its width and whatever a document put in."""
+    Console(highlight=False, soft_wrap=True).print(Text(printable(line), style=style))
 
 
 def _source(citation: Citation) -> str:
@@ -217,4 +224,9 @@ def _fields(passage: Passage) -> dict[str, Any]:
 
 
 def _json(value: dict[str, Any]) -> str:
-    return json.dumps(value, ensure_ascii=False)
+    """Return JSON that people can read and that no terminal takes for a command."""
+    text = json.dumps(value, ensure_ascii=False)
+    if text.isprintable():
+        return text
+    escaped = (each if each.isprintable() else json.dumps(each)[1:-1] for each in text)
+    return "".join(escaped).replace("\x7f", "\\u007f")  # which JSON may hold as it is
