@@ -29,7 +29,7 @@ from tritonrag.contract import MODELS, RERANK
 from tritonrag.errors import SetupError, Unavailable
 from tritonrag.server import installation
 from tritonrag.server.log import cause
-from tritonrag.settings import ADMIN_HEADER
+from tritonrag.settings import ADMIN_HEADER, describe_llm
 
 HOST = "127.0.0.1"
 HTTP_PORT, GRPC_PORT, METRICS_PORT = 8000, 8001, 8002
@@ -53,7 +53,8 @@ class Ports:
 class Running:
     """A server that was started: its process, where it listens and what it serves.
 
-    ``key`` is what it wants of whoever loads models.
+    ``key`` is what it wants of whoever loads models; ``llm`` is what generates in place of the LLM
+    in the repository (:func:`tritonrag.settings.describe_llm`), empty where nothing does.
     """
 
     pid: int
@@ -64,6 +65,7 @@ class Running:
     index_dir: str
     config: str = ""
     key: str = field(default="", repr=False)
+    llm: str = ""
 
     @property
     def alive(self) -> bool:
@@ -141,6 +143,7 @@ class EmbeddedServer:
         _check_config(repository, config)
         rollout.refresh(repository)
         _check_ports(ports)
+        llm = describe_llm()
         found = installation.find()
         _make_folder(index_dir, "index-dir")
         installation.lay_out_backends(found, self._dir / "backends")
@@ -153,6 +156,7 @@ class EmbeddedServer:
         started = Running(
             process.pid, psutil.Process(process.pid).create_time(), prefix, ports,
             str(repository.resolve()), str(index_dir.resolve()), config, key,
+            llm,
         )  # fmt: skip
         self._save(started)
         try:
