@@ -13,7 +13,7 @@ FROM nvcr.io/nvidia/tritonserver:${TRITON_RELEASE}-py3${TRITON_DIGEST} AS build
 ARG VARIANT=cpu
 
 WORKDIR /build
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml README.md LICENSE NOTICE ./
 COPY deploy/container/requirements-cpu.txt deploy/container/requirements-gpu.txt \
     deploy/container/requirements-build.txt deploy/container/
 COPY src/ src/
