@@ -16,6 +16,7 @@ UV_LOCK := $(BIN)/uv pip compile -q $(if $(UPGRADE),--upgrade) --no-annotate --n
 IMAGE_LOCK := --generate-hashes --only-binary :all: \
   --python-version 3.12 --python-platform x86_64-manylinux_2_39
 SBOM := $(BIN)/python -W ignore $(BIN)/cyclonedx-py
+SBOM_OF := --pyproject pyproject.toml --output-reproducible
 
 # Any installed version will do; where there is none, version 1 is made.
 EMBEDDER := $(or $(firstword $(wildcard model_repository/embed/*/manifest.json)),model_repository/embed/1/manifest.json)
@@ -74,9 +75,10 @@ lock: $(VENV)/.dev ## bring constraints.txt and the images' locks up to pyprojec
 
 sbom: $(VENV)/.dev ## list all that is installed here and in the images, as CycloneDX files in sbom/
 	@mkdir -p sbom
-	@$(SBOM) environment $(VENV) -o sbom/environment.json
+	@$(SBOM) environment $(SBOM_OF) -o sbom/environment.json $(VENV)
 	@for image in cpu gpu build; do \
-	  $(SBOM) requirements deploy/container/requirements-$$image.txt -o sbom/image-$$image.json || exit 1; \
+	  $(SBOM) requirements $(SBOM_OF) -o sbom/image-$$image.json \
+	    deploy/container/requirements-$$image.txt || exit 1; \
 	done
 	@ls sbom/*.json
 

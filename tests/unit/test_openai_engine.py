@@ -304,15 +304,15 @@ def test_a_chunk_may_begin_and_end_anywhere(engine: OpenAiEngine, endpoint: Endp
 
     def crumbles(handler: Handler) -> None:
         handler.begin_stream()
-        event = json.dumps(chunk(choices=[{"index": 0, "delta": {"content": "w" * 400}}]))
+        event = json.dumps(chunk(choices=[{"index": 0, "delta": {"content": "w" * 100}}]))
         for byte in f"data: {event}\r\n\r\n" * 3:
             handler.wfile.write(f"1\r\n{byte}\r\n".encode())
         handler.end()
 
     endpoint.replies = [crumbles]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tritonrag.engines.endpoint.MAX_EVENT_BYTES", 1000)
-        assert generate(engine).wait().text == "w" * 1200
+        patch.setattr("tritonrag.engines.endpoint.MAX_EVENT_BYTES", 400)
+        assert generate(engine).wait().text == "w" * 300
 
 
 def test_keep_alive_comments_buy_no_time(engine: OpenAiEngine, endpoint: Endpoint) -> None:
