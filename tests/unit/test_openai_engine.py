@@ -251,6 +251,22 @@ def test_a_redirect_takes_the_question_nowhere(engine: OpenAiEngine, endpoint: E
     assert len(endpoint.bodies) == 1
 
 
+def test_a_proxy_of_the_environment_is_used_and_bounded_alike(
+    endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("NO_PROXY", "no_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("http_proxy", f"http://user:pw1@127.0.0.1:{endpoint.server_port}")
+    settings = RemoteLlmSettings("http://llm.invalid/v1", KEY, "m", 8192, TIMEOUT_S)
+    engine = OpenAiEngine(settings, queue_size=1)
+    try:
+        assert generate(engine).wait().text == "ok"
+        endpoint.replies = [streams(one_line_without_end)]
+        assert "more than an answer can be" in str(generate(engine).wait().error)
+    finally:
+        engine.close()
+
+
 def test_an_error_without_end_is_cut(
     engine: OpenAiEngine, endpoint: Endpoint, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -282,15 +298,19 @@ def text_without_end(handler: Handler) -> None:
         handler.delta("x" * 1000)
 
 
-@pytest.mark.parametrize("flood", [one_line_without_end, one_event_without_end, text_without_end])
-def test_an_answer_without_end_is_ended(
-    engine: OpenAiEngine, endpoint: Endpoint, flood: Reply
-) -> None:
+def streams(flood: Reply) -> Reply:
     def reply(handler: Handler) -> None:
         handler.begin_stream()
         flood(handler)
 
-    endpoint.replies = [reply]
+    return reply
+
+
+@pytest.mark.parametrize("flood", [one_line_without_end, one_event_without_end, text_without_end])
+def test_an_answer_without_end_is_ended(
+    engine: OpenAiEngine, endpoint: Endpoint, flood: Reply
+) -> None:
+    endpoint.replies = [streams(flood)]
     recorder = generate(engine, max_tokens=8).wait()
 
     said = recorder.usage.error or str(recorder.error)
