@@ -66,7 +66,7 @@ ONLY = {
     "ray": {"distributed"},
     "cronsim": {"scheduling"},
     "tenacity": {"scheduling"},
-    "prometheus_client": {"monitoring"},
+    "prometheus_client": {"monitoring", "server"},
     "xlrd": {"formats"},
 }
 """Libraries that one part hides from the rest."""

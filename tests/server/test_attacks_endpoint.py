@@ -184,7 +184,7 @@ def test_what_the_endpoint_does_not_count_is_not_reported(
     assert "prompt tokens not reported (cached not reported), generated not reported" in end
 
 
-def test_models_names_the_endpoint_whatever_the_environment_of_the_command_says(
+def test_models_and_status_name_the_endpoint_whatever_the_environment_of_the_command_says(
     served: Served, hostile: Endpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LLM_API_URL", "http://other.example/v1")
@@ -196,6 +196,8 @@ def test_models_names_the_endpoint_whatever_the_environment_of_the_command_says(
     assert f"generate: hostile-model at {host} (LLM_API_URL)" in done.stdout.splitlines()
     (row,) = [line for line in done.stdout.splitlines() if line.startswith("generate ")]
     assert row.split()[2] == "unused"
+    done = tritonrag("status", "--state-dir", state)
+    assert f"llm: hostile-model at {host}" in done.stdout.splitlines()
 
 
 @pytest.mark.parametrize(

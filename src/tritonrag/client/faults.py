@@ -42,6 +42,11 @@ _STREAMED = {
 }
 """What Triton's own errors in a stream say, by the code that it leaves out there."""
 
+_BEING_REPLACED = re.compile(
+    r"stub process \S+ is not healthy|has no available versions|is not at ready state", re.I
+)
+"""What Triton says of a model whose process has died, until the watchdog has replaced it."""
+
 _NO_RETRIEVE_K = "unexpected inference input 'retrieve_k'"
 """How Triton refuses an input that its model does not have."""
 
@@ -59,6 +64,8 @@ def from_triton(code: str, message: str) -> TritonragError:
     text = _PREFIX.sub("", message)
     if _NO_RETRIEVE_K in text:
         return no_reranker()
+    if _BEING_REPLACED.search(text):
+        return Unavailable(f"a model is being replaced ({text}); try again in a few seconds")
     return from_tagged(text) or from_code(code, text)
 
 
