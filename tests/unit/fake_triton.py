@@ -38,7 +38,7 @@ PASSAGE = {
     "end": 30,
 }
 HOSTILE = PASSAGE | {
-    "text": "<script>x</script> \x1b]0;owned\x07 \x9b2J \u202e red\r over",
+    "text": "<script>x</script>\x7f \x1b]0;owned\x07 \x9b2J \u202e red\r over",
     "source": "[red]a\x1b[31m.md",
     "location": "[link=http://x]T\nfake\x1b[2J",
 }

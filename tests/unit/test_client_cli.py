@@ -79,7 +79,7 @@ def test_what_others_wrote_never_steers_the_terminal(run) -> None:
     code, out, _ = run("search", "hostile", "--top-k", "1")
     assert out.splitlines() == [
         r"  1  0.750  [red]a\x1b[31m.md › [link=http://x]T\nfake\x1b[2J",
-        r"     <script>x</script> \x1b]0;owned\x07 \x9b2J \u202e red over",
+        r"     <script>x</script>\x7f \x1b]0;owned\x07 \x9b2J \u202e red over",
     ]
     code, _, err = run("search", "hostile error")
     assert (code, err) == (2, "tritonrag: question: \\x1b[2J [red]\n")

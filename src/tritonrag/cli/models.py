@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Iterator
@@ -25,7 +24,7 @@ from tritonrag.artifacts import (
 )
 from tritonrag.cli.options import INDEX, REPOSITORY, AsJson, IndexDir
 from tritonrag.cli.serving import STATE, StateDir
-from tritonrag.cli.terminal import printable
+from tritonrag.cli.terminal import json_text, printable
 from tritonrag.client.administration import Administration
 from tritonrag.errors import InvalidRequest, SetupError, TritonragError, Unavailable
 from tritonrag.settings import (
@@ -150,7 +149,7 @@ def show(
     ]
     if as_json:
         models = [each.facts() for each in found]
-        print(json.dumps({"models": models, "graph": graph, "endpoint": endpoint or None}))
+        print(json_text({"models": models, "graph": graph, "endpoint": endpoint or None}))
         return
     print(_table(found) if found else f"{repository}: no model is installed; run `make models`")
     if endpoint:
@@ -269,7 +268,7 @@ def verify(
     found = [each for each in _installed(repository, None) if kind in (None, each.kind.name)]
     results = [(each, _faults(repository / each.folder, each.manifest)) for each in found]
     if as_json:
-        print(json.dumps({"models": [each.facts() | {"faults": bad} for each, bad in results]}))
+        print(json_text({"models": [each.facts() | {"faults": bad} for each, bad in results]}))
     else:
         for each, bad in results:
             line = f"{each.kind.name} {each.version}: {'; '.join(bad) or 'as installed'}"

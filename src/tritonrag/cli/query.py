@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import textwrap
 from dataclasses import asdict
 from typing import Annotated, Any, Unpack
@@ -12,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from tritonrag.cli.options import AsJson, Protocol, Url
-from tritonrag.cli.terminal import printable
+from tritonrag.cli.terminal import json_text, printable
 from tritonrag.client import Answer, AnswerStream, Citation, Client, Passage, Usage
 from tritonrag.client.marshalling import AskOptions
 
@@ -78,7 +77,7 @@ def search(
             merge=merge,
         )
     if as_json:
-        print(_json({"passages": [_fields(passage) for passage in found]}))
+        print(json_text({"passages": [_fields(passage) for passage in found]}))
     elif not found:
         print("nothing found; `tritonrag index stats` shows what is indexed")
     else:
@@ -136,7 +135,7 @@ def ask(
     )
     with Client(url, protocol, timeout) as client:
         if as_json:
-            print(_json(_answer_fields(client.ask(question, **options).read())))
+            print(json_text(_answer_fields(client.ask(question, **options).read())))
         else:
             stream_answer(client, question, **options)
 
@@ -221,12 +220,3 @@ def _fields(passage: Passage) -> dict[str, Any]:
     fields = asdict(passage)
     extra = fields.pop("extra")
     return {key: value for key, value in (fields | extra).items() if value is not None}
-
-
-def _json(value: dict[str, Any]) -> str:
-    """Return JSON that people can read and that no terminal takes for a command."""
-    text = json.dumps(value, ensure_ascii=False)
-    if text.isprintable():
-        return text
-    escaped = (each if each.isprintable() else json.dumps(each)[1:-1] for each in text)
-    return "".join(escaped).replace("\x7f", "\\u007f")  # which JSON may hold as it is

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import unicodedata
 
 _KEPT = frozenset("\u200c\u200d\ufe0f")
@@ -23,6 +25,24 @@ def printable(text: str, *, newlines: bool = False) -> str:
         return text
     kept = _KEPT | set("\n\t") if newlines else _KEPT
     return "".join(each if each in kept else _shown(each) for each in text)
+
+
+def json_text(values: object) -> str:
+    """Return JSON whose texts are as readable as in :func:`printable` and as they were when read.
+
+    Characters that could steer a terminal are written as JSON's own escapes.
+    """
+    return _HIDDEN.sub(_escaped, json.dumps(values, ensure_ascii=False))
+
+
+_HIDDEN = re.compile(r"[^\x20-\x7e]")
+
+
+def _escaped(match: re.Match[str]) -> str:
+    character = match[0]
+    hidden = _shown(character) != character and character not in _KEPT
+    escape = json.dumps(character)[1:-1].replace("\x7f", "\\u007f")  # which JSON may hold raw
+    return escape if hidden else character
 
 
 def _shown(character: str) -> str:
