@@ -3,30 +3,40 @@
 # A release must carry a Python that pyproject.toml allows (3.12 since 24.12; the build stops where it
 # does not) and CUDA 13, which the GPU packages are built for (26.10: 13.4).
 ARG TRITON_RELEASE=26.10
-FROM nvcr.io/nvidia/tritonserver:${TRITON_RELEASE}-py3 AS build
+# Holds the base image to one digest, whatever its tag says: --build-arg TRITON_DIGEST=@sha256:…, with
+# the digest that `docker buildx imagetools inspect nvcr.io/nvidia/tritonserver:26.10-py3` prints. Docker
+# refuses an image that has another.
+ARG TRITON_DIGEST=
+FROM nvcr.io/nvidia/tritonserver:${TRITON_RELEASE}-py3${TRITON_DIGEST} AS build
 
 # cpu or gpu: which FAISS and ONNX Runtime the Python models import.
 ARG VARIANT=cpu
 
 WORKDIR /build
-COPY pyproject.toml README.md LICENSE constraints.txt ./
-COPY deploy/container/requirements-gpu.txt deploy/container/
+COPY pyproject.toml README.md LICENSE NOTICE ./
+COPY deploy/container/requirements-cpu.txt deploy/container/requirements-gpu.txt \
+    deploy/container/requirements-build.txt deploy/container/
 COPY src/ src/
 
 # A virtual environment, so that the next stage takes one folder and neither pip's cache nor sources.
 # It is made without pip because Ubuntu keeps ensurepip in a package of its own.
-# For the GPU no dependency is resolved: the lock has GPU packages in place of what the package asks
-# for, under the same module names.
+# No dependency is resolved, and none is built: the locks name every wheel by its hash. That of the GPU
+# has GPU packages in place of what the package asks for, under the same module names. What builds the
+# package itself is locked too, and stays out of the image.
 RUN --mount=type=cache,target=/root/.cache/pip \
     python3 -m venv --without-pip /opt/tritonrag \
     && pip="python3 -m pip --python /opt/tritonrag/bin/python3 --disable-pip-version-check" \
+    && set -- --no-deps --require-hashes --only-binary :all: \
     && case "${VARIANT}" in \
-        cpu) ${pip} install --constraint constraints.txt ".[milvus,sources]" ;; \
-        gpu) ${pip} install --no-deps --requirement deploy/container/requirements-gpu.txt . ;; \
+        cpu | gpu) ;; \
         *) echo "VARIANT is ${VARIANT}, expected cpu or gpu" >&2; exit 1 ;; \
-    esac
+    esac \
+    && ${pip} install "$@" --requirement "deploy/container/requirements-${VARIANT}.txt" \
+    && ${pip} install "$@" --target /build/backend \
+        --requirement deploy/container/requirements-build.txt \
+    && PYTHONPATH=/build/backend ${pip} install --no-deps --no-build-isolation .
 
-FROM nvcr.io/nvidia/tritonserver:${TRITON_RELEASE}-py3
+FROM nvcr.io/nvidia/tritonserver:${TRITON_RELEASE}-py3${TRITON_DIGEST}
 
 COPY --from=build /opt/tritonrag /opt/tritonrag
 

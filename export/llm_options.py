@@ -99,7 +99,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         f"{'; '.join(ARCHITECTURES.values())}.",
         epilog="A model whose output differs too much from the original's is not installed.",
     )
-    common_options(parser, default=str(DEMO_MODEL), default_name="the demo LLM")
+    common_options(parser, default=None, default_name="the demo LLM")
     parser.add_argument(
         "--target", choices=ENGINES, default="genai",
         help="genai: ONNX Runtime GenAI inside `generate`; vllm, tensorrtllm: a model beside it "

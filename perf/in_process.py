@@ -133,7 +133,7 @@ class BareEngine:
             if count < batch:
                 began = now  # The first answers all began at once; count from when they are done.
             else:
-                tokens += usage.generated_tokens
+                tokens += usage.generated_tokens or 0
                 if now - began > seconds:
                     break
             self._engine.submit(next(generations), _Sink(ended))

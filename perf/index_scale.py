@@ -48,7 +48,8 @@ from tritonrag.errors import TritonragError
 from tritonrag.index import EmbedderId, layout, store
 from tritonrag.index.manifest import FLAT, ROWS, VECTORS, DocumentRecord, SnapshotManifest
 from tritonrag.index.tuning import recall_of
-from tritonrag.server.process import HOST, EmbeddedServer, free_ports
+from tritonrag.server.ports import HOST, free_ports
+from tritonrag.server.process import EmbeddedServer
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("tritonrag", "numpy", "faiss-cpu", "bm25s", "nvidia-pytriton", "tritonclient")

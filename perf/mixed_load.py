@@ -156,7 +156,7 @@ class Caller:
         case = self._random.choice(self._cases.asks)
         answer = await _asked(self._client, case.question)
         self._tally.counts["answers"] += 1
-        self._tally.counts["tokens"] += answer.usage.generated_tokens
+        self._tally.counts["tokens"] += answer.usage.generated_tokens or 0
         alone = case.expected
         if not same_passages(answer.citations, alone.citations, self._cases.tolerance):
             self._tally.violate(

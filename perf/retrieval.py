@@ -25,7 +25,8 @@ from handbook_server import REPOSITORY, say
 from provenance import ROOT, provenance, stem
 
 from tritonrag import evaluation
-from tritonrag.server.process import EmbeddedServer, free_ports
+from tritonrag.server.ports import free_ports
+from tritonrag.server.process import EmbeddedServer
 
 PACKAGES = ("tritonrag", "numpy", "faiss-cpu", "bm25s", "onnxruntime", "sentence-transformers",
             "torch")  # fmt: skip

@@ -301,7 +301,8 @@ FINISH_REASON = TensorSpec(
 USAGE = TensorSpec(
     "usage", "STRING", (1,),
     "in the last response JSON: `prompt_tokens`, `cached_tokens`, `generated_tokens`, "
-    "`time_to_first_token_ms`, `total_ms`; before that empty",
+    "`time_to_first_token_ms`, `total_ms`, tokens null where the LLM's side reports none; "
+    "before that empty",
 )  # fmt: skip
 
 _LISTING = (MODE, MIN_SCORE, DIVERSITY, MERGE)

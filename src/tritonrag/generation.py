@@ -104,14 +104,21 @@ def room_for(generation: Generation, prompt_tokens: int, context: int) -> int:
 
 @dataclass
 class Usage:
-    """Tokens and times of one generation; times in milliseconds since it was submitted."""
+    """Tokens and times of one generation; times in milliseconds since it was submitted.
 
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    generated_tokens: int = 0
+    A number of tokens is None where the engine is not told of it.
+    """
+
+    prompt_tokens: int | None = 0
+    cached_tokens: int | None = 0
+    generated_tokens: int | None = 0
     time_to_first_token_ms: float = 0.0
     total_ms: float = 0.0
     error: str = ""
+
+    def count(self, tokens: int) -> None:
+        """Add to the tokens that were generated."""
+        self.generated_tokens = (self.generated_tokens or 0) + tokens
 
     def as_dict(self) -> dict[str, object]:
         """Return the fields for the ``usage`` output; ``error`` only where there is one."""

@@ -13,9 +13,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from tritonrag.errors import SetupError
+from tritonrag.redaction import redacted
 
 INDEX_DIR_VARIABLE = "TRITONRAG_INDEX_DIR"
 """Folder of the index, one sub-folder per collection."""
@@ -113,9 +114,9 @@ def kept_snapshots(environment: Mapping[str, str] = os.environ) -> int:
 
 @dataclass(frozen=True)
 class VectorDbSettings:
-    """The Milvus that holds the vectors; its credentials are in no ``repr`` and no message."""
+    """The Milvus that holds the vectors; its token is in no ``repr`` and no message."""
 
-    uri: str = field(repr=False)
+    uri: str
     token: str = field(repr=False)
     timeout_s: float
 
@@ -126,16 +127,13 @@ class VectorDbSettings:
         """Read ``VECTOR_DB_URI`` and its companions; None where that variable is unset or empty.
 
         Raises:
-            SetupError: the address is no URL, or the timeout is not a number.
+            SetupError: the address is no URL or has credentials in it, or the timeout is not a
+                number.
         """
         uri = environment.get("VECTOR_DB_URI", "")
         if not uri:
             return None
-        parts = urlsplit(uri)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise SetupError(
-                "VECTOR_DB_URI is not the URL of a Milvus server; it is like http://milvus:19530"
-            )
+        _address("VECTOR_DB_URI", uri, "http://milvus:19530", "VECTOR_DB_TOKEN as user:password")
         return cls(
             uri=uri,
             token=environment.get("VECTOR_DB_TOKEN", ""),
@@ -144,15 +142,12 @@ class VectorDbSettings:
 
     @property
     def address(self) -> str:
-        """Host and port, without credentials."""
-        return urlsplit(self.uri).netloc.rpartition("@")[2]
+        """Host and port."""
+        return urlsplit(self.uri).netloc
 
     def redacted(self, text: str) -> str:
-        """Return ``text`` without the credentials, should it hold any."""
-        secrets = (self.token, urlsplit(self.uri).netloc.rpartition("@")[0])
-        for secret in filter(None, secrets):
-            text = text.replace(secret, "***")
-        return text
+        """Return ``text`` without the token, should it hold any of it."""
+        return redacted(text, self.token)
 
 
 @dataclass(frozen=True)
@@ -163,7 +158,7 @@ class RemoteLlmSettings:
     """
 
     url: str
-    key: str
+    key: str = field(repr=False)
     model: str
     context_tokens: int
     timeout_s: float
@@ -175,23 +170,68 @@ class RemoteLlmSettings:
         """Read ``LLM_API_URL`` and its companions; None where that variable is unset or empty.
 
         Raises:
-            SetupError: the address is no URL, ``LLM_MODEL`` is missing, or a number is not one.
+            SetupError: the address is no URL or has credentials in it, the key cannot be sent,
+                ``LLM_MODEL`` is missing, or a number is not one.
         """
         url = environment.get("LLM_API_URL", "")
         if not url:
             return None
-        if not url.startswith(("http://", "https://")):
-            raise SetupError("LLM_API_URL is not a URL; it starts with http:// or https://")
+        parts = _address("LLM_API_URL", url, "http://llm:8000/v1", "LLM_API_KEY")
+        if parts.query or parts.fragment:
+            raise SetupError(
+                "LLM_API_URL has a query or a fragment, which no request would have; leave it as "
+                "http://llm:8000/v1 and put the key into LLM_API_KEY"
+            )
+        key = environment.get("LLM_API_KEY", "").strip()
+        if not (key.isascii() and key.isprintable()):
+            raise SetupError(
+                "LLM_API_KEY holds a control character or one that is not ASCII, which no header "
+                "takes; set the key as the endpoint's operator gave it"
+            )
         model = environment.get("LLM_MODEL", "")
         if not model:
             raise SetupError("LLM_API_URL is set but LLM_MODEL is not; name the model to ask for")
         return cls(
             url=url,
-            key=environment.get("LLM_API_KEY", ""),
+            key=key,
             model=model,
             context_tokens=int(_number(environment, "LLM_CONTEXT", 8192, 256, 10_000_000)),
             timeout_s=_number(environment, "LLM_TIMEOUT", 60, 0.1, 3600),
         )
+
+    @property
+    def address(self) -> str:
+        """Host and port."""
+        return urlsplit(self.url).netloc
+
+
+def describe_llm(environment: Mapping[str, str] = os.environ) -> str:
+    """Return what generates in place of the installed LLM, ``MODEL at HOST``; empty if nothing.
+
+    Raises:
+        SetupError: as :meth:`RemoteLlmSettings.from_environment` does.
+    """
+    remote = RemoteLlmSettings.from_environment(environment)
+    return f"{remote.model} at {remote.address}" if remote else ""
+
+
+def _address(name: str, url: str, example: str, credentials: str) -> SplitResult:
+    """Return the parts of the address in a variable; no message has it, as it may hold a password.
+
+    Any ``@`` is refused: what stands before it is a user for some libraries and a path for others.
+    """
+    if "@" in url:
+        raise SetupError(
+            f"{name} has a user or a password in it; set it like {example}, and {credentials}"
+        )
+    try:
+        parts = urlsplit(url)
+        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        valid = False
+    if not valid or not url.isprintable() or " " in url:
+        raise SetupError(f"{name} is not a URL with http:// or https://; it is like {example}")
+    return parts
 
 
 def _number(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,6 +67,22 @@ def find_source(model: str, revision: str | None = None, *, offline: bool = Fals
     if not (source.folder / "config.json").is_file():
         raise SetupError(f"{model}: no config.json in it; give a Hugging Face model folder")
     return source
+
+
+def check_files(source: Source, expected: Mapping[str, str]) -> None:
+    """Check that a model has exactly the files whose SHA-256 are ``expected``, by name.
+
+    Raises:
+        SetupError: one differs, is missing, or is there besides; the message names it.
+    """
+    found = source.hashes()
+    for name in sorted(found.keys() | expected.keys()):
+        if found.get(name) != expected.get(name):
+            raise SetupError(
+                f"{source.folder / name}: its SHA-256 is {found.get(name, 'that of no file')}, "
+                f"expected {expected.get(name, 'no such file')}: this is not the default model as "
+                "it was released; install it again, or export it as one of your own with --model"
+            )
 
 
 def needed_files(

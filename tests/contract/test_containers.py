@@ -9,6 +9,7 @@ import re
 import shlex
 import subprocess
 import sysconfig
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,12 @@ ROOT = Path(__file__).parents[2]
 COMPOSE = ROOT / "docker-compose.yml"
 COMPOSE_RERANK = ROOT / "docker-compose.rerank.yml"
 DOCKERFILE = ROOT / "Dockerfile"
-GPU_LOCK = ROOT / "deploy/container/requirements-gpu.txt"
+LOCKS = {
+    name: ROOT / f"deploy/container/requirements-{name}.txt" for name in ("cpu", "gpu", "build")
+}
+EXTRAS = {"cpu": ("serve", "milvus", "sources"), "gpu": ("serve", "milvus")}
+FOR_THE_GPU = {"faiss-cpu", "onnxruntime", "onnxruntime-genai"}
+"""What the package asks for and the GPU image has GPU packages in place of."""
 OURS = ("TRITONRAG_", "LLM_")
 PORTS = {str(port) for port in (HTTP_PORT, GRPC_PORT, METRICS_PORT, WATCHDOG_PORT)}
 
@@ -113,7 +119,11 @@ def test_dockerfile_passes_the_linter() -> None:
 def test_base_image_is_pinned_to_one_release(dockerfile: DockerfileParser) -> None:
     images = set(dockerfile.parent_images)
     assert len(images) == 1
-    assert re.fullmatch(r"nvcr\.io/nvidia/tritonserver:\d\d\.\d\d-py3", images.pop())
+    image = images.pop()
+    assert re.fullmatch(r"nvcr\.io/nvidia/tritonserver:\d\d\.\d\d-py3", image)
+    digest = f"@sha256:{'0' * 64}"
+    held = DockerfileParser(str(DOCKERFILE), build_args={"TRITON_DIGEST": digest})
+    assert set(held.parent_images) == {image + digest}, "of every stage"
 
 
 def test_copied_files_exist_and_nothing_else_enters_the_build(dockerfile: DockerfileParser) -> None:
@@ -150,25 +160,72 @@ def test_stages_take_from_one_another(dockerfile: DockerfileParser) -> None:
     assert taken == stages
 
 
-def test_gpu_lock_has_all_that_the_package_needs_but_the_cpu_wheels() -> None:
-    locked = {
-        canonicalize_name(name): version
-        for line in GPU_LOCK.read_text().splitlines()
-        for name, separator, version in [line.partition("==")]
-        if separator
-    }
-    needed = {
-        canonicalize_name(requirement.name): requirement
-        for requirement in map(Requirement, importlib.metadata.requires("tritonrag") or [])
-        if not requirement.marker or requirement.marker.evaluate({"extra": "serve"})
-    }
-    wanted = [Requirement(line) for line in GPU_LOCK.with_suffix(".in").read_text().splitlines()
-              if not line.startswith("#")]  # fmt: skip
-    assert needed.keys() - locked.keys() == {"faiss-cpu", "onnxruntime", "onnxruntime-genai"}
-    for name in needed.keys() & locked.keys():
-        assert locked[name] in needed[name].specifier, name
-    for requirement in wanted:
-        assert locked[requirement.name] in requirement.specifier, requirement.name
+def locked(lock: Path) -> dict[str, str]:
+    """Return the version of each package of a lock."""
+    found = re.findall(r"^([\w.-]+)==([\w.]+)", lock.read_text(), re.MULTILINE)
+    return {canonicalize_name(name): version for name, version in found}
+
+
+def needed(*extras: str) -> dict[str, Requirement]:
+    """Return what the package needs with these extras, by name."""
+    wanted: dict[str, Requirement] = {}
+    for requirement in map(Requirement, importlib.metadata.requires("tritonrag") or []):
+        marker = requirement.marker
+        if not marker or any(marker.evaluate({"extra": extra}) for extra in extras):
+            wanted[canonicalize_name(requirement.name)] = requirement
+    return wanted
+
+
+@pytest.mark.parametrize("image", EXTRAS)
+def test_a_lock_has_all_that_its_image_needs(image: str) -> None:
+    versions, wanted = locked(LOCKS[image]), needed(*EXTRAS[image])
+    assert wanted.keys() - versions.keys() == (FOR_THE_GPU if image == "gpu" else set())
+    for name in wanted.keys() & versions.keys():
+        assert versions[name] in wanted[name].specifier, name
+
+
+@pytest.mark.parametrize("lock", ["gpu", "build"])
+def test_a_lock_has_what_its_own_list_asks_for(lock: str) -> None:
+    lines = LOCKS[lock].with_suffix(".in").read_text().splitlines()
+    for wanted in (Requirement(line) for line in lines if not line.startswith("#")):
+        assert locked(LOCKS[lock])[wanted.name] in wanted.specifier, wanted.name
+
+
+def test_the_cpu_image_has_the_versions_that_are_tested() -> None:
+    tested = locked(ROOT / "constraints.txt")
+    for name, version in locked(LOCKS["cpu"]).items():
+        assert tested.get(name, version) == version, f"{name}: run `make lock`"
+
+
+@pytest.mark.parametrize("lock", LOCKS.values(), ids=LOCKS)
+def test_a_lock_names_every_package_by_hash_and_no_registry(lock: Path) -> None:
+    lines = [line for line in lock.read_text().splitlines() if not line.startswith("#")]
+    for line, following in zip(lines, [*lines[1:], ""], strict=True):
+        if line.startswith(" "):
+            assert re.fullmatch(r" {4}--hash=sha256:[0-9a-f]{64}( \\)?", line)
+        else:
+            assert re.fullmatch(r"[\w.-]+==[\w.]+ \\", line)
+            assert following.startswith("    --hash="), line
+
+
+def test_packages_are_installed_by_hash_alone(dockerfile: DockerfileParser) -> None:
+    """Or are the package itself, built by what is installed by hash."""
+    (build,) = [value for value in instructions(dockerfile, "RUN") if "pip" in value]
+    _, hashed = build.split("set -- ", 1)
+    assert hashed.startswith("--no-deps --require-hashes --only-binary :all: ")
+    installs = re.findall(r"\{pip\} install (.*?)(?= && |$)", build)
+    assert len(installs) == 3
+    assert [each for each in installs if not each.startswith('"$@" ')] == [
+        "--no-deps --no-build-isolation ."
+    ]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert locked(LOCKS["build"]).keys() >= set(project["build-system"]["requires"])
+
+
+def test_actions_are_pinned_by_commit() -> None:
+    for workflow in (ROOT / ".github/workflows").iterdir():
+        for action in re.findall(r"uses: (.+)", workflow.read_text(encoding="utf-8")):
+            assert re.fullmatch(r"[\w/-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", action), action
 
 
 def test_every_variable_is_read_by_the_code(

@@ -475,3 +475,31 @@ def test_a_hub_that_cannot_be_reached_is_one_clear_line(
     error = capsys.readouterr().err
     assert "give the path of a local folder" in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["embedder", "llm"])
+def test_a_default_model_that_is_another_is_refused(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is named is taken as it is."""
+    exporter = {"embedder": embedder, "llm": llm}[name]
+    original = embedder.wheel_folder() if name == "embedder" else llm.DEMO_MODEL
+    changed = shutil.copytree(original, tmp_path / "model")
+    with (changed / "model.safetensors").open("r+b") as weights:
+        weights.seek(-1, 2)
+        weights.write(b"x")
+    monkeypatch.setattr(embedder, "wheel_folder", lambda: changed)
+    monkeypatch.setattr(llm, "DEMO_MODEL", changed)
+    options = ["--dry-run", "--repository", str(tmp_path / "repository")]
+
+    assert exporter.main(options) == 1
+    said = capsys.readouterr().err
+    assert "model.safetensors: its SHA-256 is " in said
+    assert "install it again, or export it as one of your own with --model" in said
+    assert exporter.main([*options, "--model", str(changed)]) == 0
+
+
+@pytest.mark.parametrize("name", ["embedder", "llm"])
+def test_the_default_models_are_as_they_were_released(name: str, tmp_path: Path) -> None:
+    options = ["--dry-run", "--repository", str(tmp_path / "repository")]
+    assert {"embedder": embedder, "llm": llm}[name].main(options) == 0

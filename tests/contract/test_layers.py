@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "src/tritonrag"
 
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"contract", "errors"}),
+    frozenset({"contract", "errors", "redaction"}),
     frozenset(
         {
             "citing",
@@ -61,6 +61,7 @@ ONLY = {
     "openvino": {"backend"},
     "onnxruntime_genai": {"engines"},
     "openai": {"engines"},
+    "httpx2": {"engines"},
     "faiss": {"index"},
     "bm25s": {"index"},
     "pytrec_eval": {"evaluation"},

@@ -37,6 +37,12 @@ PASSAGE = {
     "start": 3,
     "end": 30,
 }
+HOSTILE = PASSAGE | {
+    "text": "<script>x</script>\x7f \x1b]0;owned\x07 \x9b2J \u202e red\r over",
+    "source": "[red]a\x1b[31m.md",
+    "location": "[link=http://x]T\nfake\x1b[2J",
+}
+UNREPORTED = dict.fromkeys(("prompt_tokens", "cached_tokens", "generated_tokens"))
 CITATIONS = [{"mark": 1, **PASSAGE}, {"mark": None, "dropped": "context", **PASSAGE}]
 SPAN = {"start": 0, "end": 15, "mark_start": 16, "mark_end": 19}
 CITED = [{**CITATIONS[0], "spans": [SPAN]}, {**CITATIONS[1], "spans": []}]
@@ -94,7 +100,8 @@ class Models:
             rows = [[len(text), 0.5] for text in request.inputs["text"]]
             return {"embedding": np.array(rows, np.float32)}
         self._fail(request)
-        found = [json.dumps(PASSAGE, ensure_ascii=False)] * request.inputs.get("top_k", [2])[0]
+        passage = HOSTILE if request.inputs["question"] == ["hostile"] else PASSAGE
+        found = [json.dumps(passage, ensure_ascii=False)] * request.inputs.get("top_k", [2])[0]
         scores = np.full((1, len(found)), 0.75, np.float32)
         return {"passages": np.array([found], np.object_), "scores": scores}
 
@@ -116,6 +123,12 @@ class Models:
         question = (request.inputs.get("question") or request.inputs["prompt"])[0]
         if question == "hang":
             self.hanging.wait(1)
+        if question == "hostile":
+            yield "ok \x1b", json.dumps([{"mark": 1, **HOSTILE}]), "", ""
+            yield "[2J\u009b", "", "", ""
+            yield "31m [red][1]\n", "", "", ""
+            yield "", "", "stop", json.dumps(USAGE | UNREPORTED)
+            return
         yield "Zoë ", json.dumps(CITATIONS, ensure_ascii=False), "", ""
         ends = time.monotonic() + 5
         while question == "endless" and time.monotonic() < ends:
@@ -145,6 +158,9 @@ class Models:
             raise Fault(grpc.StatusCode.INVALID_ARGUMENT, 400, message)
         if request.inputs.get("question") == [" "]:
             message = where + "INVALID_ARG: question: is blank"
+            raise Fault(grpc.StatusCode.INVALID_ARGUMENT, 400, message)
+        if request.inputs.get("question") == ["hostile error"]:
+            message = where + "INVALID_ARG: question: \x1b[2J [red]"
             raise Fault(grpc.StatusCode.INVALID_ARGUMENT, 400, message)
         if request.inputs.get("collection") == ["nope"]:
             message = where + "NOT_FOUND: collection: no collection is called 'nope'"

@@ -9,7 +9,7 @@ import sys
 import time
 
 import pytest
-from fake_triton import PASSAGE, SPAN, FakeTriton, keys
+from fake_triton import HOSTILE, PASSAGE, SPAN, FakeTriton, keys
 
 from tritonrag import cli
 from tritonrag.client import probe
@@ -64,6 +64,39 @@ def test_ask_prints_the_answer_then_the_sources(run) -> None:
         "   -  leave.md › Leave > Annual  0.750 (left out: context)",
         "stop; 9 prompt tokens (1 cached), 4 generated; first token 2 ms, total 4 ms",
     ]
+
+
+def test_what_others_wrote_never_steers_the_terminal(run) -> None:
+    code, out, _ = run("ask", "hostile")
+
+    assert code == 0
+    assert out.splitlines() == [
+        r"ok \x1b[2J\x9b31m [red][1]",
+        "",
+        r"  [1] [red]a\x1b[31m.md › [link=http://x]T\nfake\x1b[2J  0.750",
+        "stop; prompt tokens not reported (cached not reported), generated not reported; "
+        "first token 2 ms, total 4 ms",
+    ]
+    code, out, _ = run("search", "hostile", "--top-k", "1")
+    assert out.splitlines() == [
+        r"  1  0.750  [red]a\x1b[31m.md › [link=http://x]T\nfake\x1b[2J",
+        r"     <script>x</script>\x7f \x1b]0;owned\x07 \x9b2J \u202e red over",
+    ]
+    code, _, err = run("search", "hostile error")
+    assert (code, err) == (2, "tritonrag: question: \\x1b[2J [red]\n")
+
+
+@pytest.mark.parametrize("command", ["ask", "search"])
+def test_json_is_for_terminals_too_and_loses_nothing(run, command: str) -> None:
+    _, out, _ = run(command, "hostile", "--json")
+
+    assert out.removesuffix("\n").isprintable()
+    answer = json.loads(out)
+    passage = answer["citations" if command == "ask" else "passages"][0]
+    assert {name: passage[name] for name in HOSTILE} == HOSTILE
+    if command == "ask":
+        assert answer["text"] == "ok \x1b[2J\x9b31m [red][1]\n"
+        assert answer["usage"]["prompt_tokens"] is None
 
 
 def test_ask_as_json_is_one_object(run, triton: FakeTriton) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from graph_samples import make_repository
@@ -27,6 +28,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv(REPOSITORY_VARIABLE, str(repository))
     monkeypatch.setenv(INDEX_DIR_VARIABLE, str(repository.parent / "index"))
     monkeypatch.delenv(URL_VARIABLE, raising=False)
+    monkeypatch.delenv("LLM_API_URL", raising=False)
     for version in (1, 2):
         (repository / EMBED.folder(version)).mkdir(exist_ok=True)
         manifest(f"{version}" * 64).save(repository / EMBED.folder(version))
@@ -60,6 +62,37 @@ def test_the_list_says_which_version_is_live() -> None:
     ]  # fmt: skip
     assert facts["models"][2]["loaded"] is None
     assert facts["graph"] == {}
+
+
+def test_an_endpoint_is_named_in_place_of_the_installed_llm(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert json.loads(run("--json").stdout)["endpoint"] is None
+    monkeypatch.setenv("LLM_API_URL", "http://llm:8000/v1")
+    monkeypatch.setenv("LLM_MODEL", "large\x1b[31m")
+    lines = run().stdout.splitlines()
+    assert lines[3].split()[:3] == ["generate", "1", "unused"]
+    assert lines[4] == r"generate: large\x1b[31m at llm:8000 (LLM_API_URL)"
+    facts = json.loads(run("--json").stdout)
+    assert facts["endpoint"] == "large\x1b[31m at llm:8000"
+    assert [each["live"] for each in facts["models"]] == [True, False, False]
+    monkeypatch.setenv("LLM_API_URL", "http://me:pw1@llm:8000/v1")
+    with pytest.raises(SetupError, match="has a user or a password"):
+        run(code=1)
+
+
+def test_what_a_running_server_uses_goes_before_what_is_set_here(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    running = SimpleNamespace(llm="large at llm:8000")
+    monkeypatch.setattr(commands, "_embedded", lambda state_dir: running)
+    monkeypatch.setattr(commands, "_served", lambda *_: (None, {}))
+    monkeypatch.setenv("LLM_API_URL", "http://other/v1")
+    monkeypatch.setenv("LLM_MODEL", "small")
+    assert "generate: large at llm:8000 (LLM_API_URL)" in run().stdout
+    assert "small at other" in run("--url", "127.0.0.1:1").stdout
+    running.llm = ""
+    assert "LLM_API_URL" not in run().stdout
 
 
 def test_promote_and_rollback_without_a_server_count_from_the_next_start(place: Path) -> None:

@@ -2,159 +2,40 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from base64 import b64encode
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import quote
 
 import pytest
+from llm_endpoint import (
+    Endpoint,
+    Handler,
+    Reply,
+    breaks_off,
+    chunk,
+    ends_without_a_reason,
+    malformed,
+    refuses,
+    says,
+    stalls,
+    trickles,
+)
 
-from tritonrag.engines.openai_api import OpenAiEngine
+from tritonrag.engines.openai_api import MAX_TOKEN_CHARS, OpenAiEngine
 from tritonrag.errors import InternalError, InvalidRequest, TritonragError, Unavailable
 from tritonrag.generation import Generation, Usage
 from tritonrag.settings import RemoteLlmSettings
 
 TIMEOUT_S = 0.25
-Reply = Callable[["Handler"], None]
-
-
-class Handler(BaseHTTPRequestHandler):
-    """Answers each request with the endpoint's next reply, the last one for ever."""
-
-    protocol_version = "HTTP/1.1"
-    server: Endpoint
-
-    def do_POST(self) -> None:
-        length = int(self.headers["Content-Length"])
-        self.server.bodies.append(json.loads(self.rfile.read(length)))
-        self.server.keys.append(self.headers["Authorization"])
-        replies = self.server.replies
-        reply = replies.pop(0) if len(replies) > 1 else replies[0]
-        try:
-            reply(self)
-        except (BrokenPipeError, ConnectionResetError):
-            self.server.hung_up.set()
-        self.close_connection = True
-
-    def begin_stream(self) -> None:
-        self.send_response(200)
-        self.send_header("Content-Type", "text/event-stream")
-        self.send_header("Transfer-Encoding", "chunked")
-        self.end_headers()
-
-    def event(self, data: str) -> None:
-        line = f"data: {data}\n\n".encode()
-        self.wfile.write(b"%x\r\n%s\r\n" % (len(line), line))
-        self.wfile.flush()
-
-    def delta(self, text: str | None, reason: str | None = None) -> None:
-        choice = {"index": 0, "delta": {"content": text}, "finish_reason": reason}
-        self.event(json.dumps(chunk(choices=[choice])))
-
-    def end(self, reason: str = "stop") -> None:
-        self.delta(None, reason)
-        usage = {"prompt_tokens": 11, "completion_tokens": 3, "total_tokens": 14}
-        self.event(json.dumps(chunk(choices=[], usage=usage)))
-        self.event("[DONE]")
-        self.wfile.write(b"0\r\n\r\n")
-
-    def log_message(self, *arguments: object) -> None:
-        """Keep quiet."""
-
-
-def chunk(**fields: Any) -> dict[str, Any]:
-    return {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "m"} | fields
-
-
-class Endpoint(ThreadingHTTPServer):
-    """The server, and what it was asked."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.reset()
-
-    def reset(self) -> None:
-        self.replies: list[Reply] = [says("ok")]
-        self.bodies: list[dict[str, Any]] = []
-        self.keys: list[str | None] = []
-        self.hung_up = threading.Event()
-        self.released = threading.Event()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}/v1"
-
-
-def says(*pieces: str, reason: str = "stop") -> Reply:
-    def reply(handler: Handler) -> None:
-        handler.begin_stream()
-        for piece in pieces:
-            handler.delta(piece)
-        handler.end(reason)
-
-    return reply
-
-
-def refuses(status: int, message: str) -> Reply:
-    def reply(handler: Handler) -> None:
-        body = json.dumps({"error": {"message": message, "type": "t", "code": None}}).encode()
-        handler.send_response(status)
-        handler.send_header("Content-Type", "application/json")
-        handler.send_header("Content-Length", str(len(body)))
-        handler.send_header("Retry-After-Ms", "1")
-        handler.end_headers()
-        handler.wfile.write(body)
-
-    return reply
-
-
-def stalls(*pieces: str) -> Reply:
-    """Say the pieces, then nothing until the test ends."""
-
-    def reply(handler: Handler) -> None:
-        if pieces:
-            handler.begin_stream()
-        for piece in pieces:
-            handler.delta(piece)
-        handler.server.released.wait(10)
-
-    return reply
-
-
-def trickles(handler: Handler) -> None:
-    """Say a word every few milliseconds until the other side hangs up."""
-    handler.begin_stream()
-    for number in range(1000):
-        handler.delta(f"w{number} ")
-        time.sleep(0.01)
-
-
-def breaks_off(*pieces: str) -> Reply:
-    def reply(handler: Handler) -> None:
-        handler.begin_stream()
-        for piece in pieces:
-            handler.delta(piece)
-
-    return reply
-
-
-def ends_without_a_reason(handler: Handler) -> None:
-    handler.begin_stream()
-    handler.delta("half")
-    handler.event("[DONE]")
-    handler.wfile.write(b"0\r\n\r\n")
-
-
-def malformed(handler: Handler) -> None:
-    handler.begin_stream()
-    handler.delta("half")
-    handler.event('{"choices": [')
-    handler.end()
+KEY = "sk-Xq7/93+tz"
+LOG_ID = r"; the server's log has more under log id ([0-9a-f]{8})"
 
 
 @dataclass
@@ -202,11 +83,8 @@ class Recorder:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Endpoint]:
-    with Endpoint() as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-        thread.start()
+    with Endpoint.serving() as server:
         yield server
-        server.shutdown()
 
 
 @pytest.fixture
@@ -220,7 +98,7 @@ def endpoint(server: Endpoint) -> Iterator[Endpoint]:
 @pytest.fixture(scope="module")
 def shared_engine(server: Endpoint) -> Iterator[OpenAiEngine]:
     """One for the module: a client of the library takes 0.1 s to make."""
-    settings = RemoteLlmSettings(server.url, "secret", "m", 8192, TIMEOUT_S)
+    settings = RemoteLlmSettings(server.url, KEY, "m", 8192, TIMEOUT_S)
     engine = OpenAiEngine(settings, queue_size=3)
     yield engine
     engine.close()
@@ -259,7 +137,7 @@ def test_messages_and_options_are_passed_on(engine: OpenAiEngine, endpoint: Endp
         "model": "m", "messages": messages, "max_tokens": 7, "temperature": 0.5, "top_p": 0.25,
         "top_k": 9, "seed": 3, "stream": True, "stream_options": {"include_usage": True},
     }  # fmt: skip
-    assert endpoint.keys == ["Bearer secret"]
+    assert endpoint.keys == [f"Bearer {KEY}"]
 
 
 @pytest.mark.parametrize("prompt", ["plain", "[1, 2]", '"text"', "[" * 90_000])
@@ -284,7 +162,7 @@ def test_a_content_filter_is_a_flagged_end(engine: OpenAiEngine, endpoint: Endpo
     recorder = generate(engine).wait()
 
     assert recorder.ends == ["error"]
-    assert "'content_filter'" in recorder.usage.error
+    assert re.fullmatch(f"the LLM endpoint ended its answer early{LOG_ID}", recorder.usage.error)
 
 
 def test_a_stop_string_cut_by_the_endpoint_ends_the_answer(
@@ -296,21 +174,33 @@ def test_a_stop_string_cut_by_the_endpoint_ends_the_answer(
     assert (recorder.text, recorder.ends) == ("one ", ["stop"])
 
 
+def logged(caplog: pytest.LogCaptureFixture, message: str) -> str:
+    """Return the one line of the log under the log id that a message names."""
+    found = re.search(LOG_ID, message)
+    assert found, message
+    (line,) = [each for each in caplog.messages if found[1] in each]
+    assert line.isprintable()
+    return line
+
+
 @pytest.mark.parametrize(
     ("status", "kind", "message"),
     [
-        (401, InternalError, "refused the key (401): check LLM_API_KEY"),
-        (403, InternalError, "refused the key (403): check LLM_API_KEY"),
-        (429, Unavailable, "answered 429"),
-        (500, Unavailable, "answered 500"),
-        (503, Unavailable, "answered 503"),
-        (400, InvalidRequest, "answered 400"),
-        (404, InvalidRequest, "answered 404"),
+        (307, InternalError, r"answered with a redirect, which is not followed \(307\)"),
+        (400, InvalidRequest, r"refused the request \(400\)"),
+        (401, InternalError, r"refused the server's key \(401\)"),
+        (403, InternalError, r"refused the server's key \(403\)"),
+        (404, InternalError, r"does not know the path or the model \(404\)"),
+        (413, InvalidRequest, r"takes no prompt of this size \(413\)"),
+        (429, Unavailable, r"is overloaded \(429\)"),
+        (500, Unavailable, r"failed \(500\)"),
+        (503, Unavailable, r"failed \(503\)"),
     ],
 )
-def test_an_error_of_the_endpoint_is_passed_on_clearly(
+def test_of_an_error_the_caller_is_told_the_kind_and_the_log_the_rest(
     engine: OpenAiEngine,
     endpoint: Endpoint,
+    caplog: pytest.LogCaptureFixture,
     status: int,
     kind: type[TritonragError],
     message: str,
@@ -319,10 +209,224 @@ def test_an_error_of_the_endpoint_is_passed_on_clearly(
     error = generate(engine).wait().error
 
     assert type(error) is kind
-    assert message in str(error)
-    assert "secret" not in str(error)
-    if status not in (401, 403):
-        assert "because of this" in str(error)
+    assert re.fullmatch(f"the LLM endpoint {message}{LOG_ID}", str(error))
+    line = logged(caplog, str(error))
+    assert endpoint.url in line
+    assert "because of this" in line
+    assert '"content-type": "application/json"' in line
+
+
+@pytest.mark.parametrize(
+    "echo",
+    [
+        KEY,
+        f"{KEY[:6]}***{KEY[-4:]}",
+        quote(KEY, safe=""),
+        b64encode(f"user:{KEY}".encode()).decode(),
+        f"x\nE1128 12:00:00 1 model.cc:1] forged\r\x1b[2J\u202e {KEY}",
+    ],
+)
+def test_the_key_and_control_characters_stay_out_of_the_log(
+    engine: OpenAiEngine, endpoint: Endpoint, caplog: pytest.LogCaptureFixture, echo: str
+) -> None:
+    endpoint.replies = [refuses(401, f"the key {echo} is wrong")]
+    line = logged(caplog, str(generate(engine).wait().error))
+
+    assert "***" in line
+    for form in (KEY, quote(KEY, safe=""), b64encode(f"user:{KEY}".encode()).decode()[7:]):
+        assert not [form[at : at + 4] for at in range(len(form) - 3) if form[at : at + 4] in line]
+
+
+def test_a_redirect_takes_the_question_nowhere(engine: OpenAiEngine, endpoint: Endpoint) -> None:
+    def elsewhere(handler: Handler) -> None:
+        handler.send_response(307)
+        handler.send_header("Location", f"http://localhost:{endpoint.server_port}/v1/x")
+        handler.send_header("Content-Length", "0")
+        handler.end_headers()
+
+    endpoint.replies = [elsewhere, says("taken")]
+    recorder = generate(engine).wait()
+
+    assert "redirect" in str(recorder.error)
+    assert len(endpoint.bodies) == 1
+
+
+def test_a_proxy_of_the_environment_is_used_and_bounded_alike(
+    endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("NO_PROXY", "no_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("http_proxy", f"http://user:pw1@127.0.0.1:{endpoint.server_port}")
+    settings = RemoteLlmSettings("http://llm.invalid/v1", KEY, "m", 8192, TIMEOUT_S)
+    engine = OpenAiEngine(settings, queue_size=1)
+    try:
+        assert generate(engine).wait().text == "ok"
+        endpoint.replies = [streams(one_line_without_end)]
+        assert "more than an answer can be" in str(generate(engine).wait().error)
+    finally:
+        engine.close()
+
+
+def test_an_error_without_end_is_cut(
+    engine: OpenAiEngine, endpoint: Endpoint, caplog: pytest.LogCaptureFixture
+) -> None:
+    def floods(handler: Handler) -> None:
+        handler.send_response(400)
+        handler.end_headers()
+        while True:
+            handler.wfile.write(b"x" * 65536)
+
+    endpoint.replies = [floods]
+    line = logged(caplog, str(generate(engine).wait().error))
+
+    assert len(line) < 2000
+    assert endpoint.hung_up.wait(5)
+
+
+def one_line_without_end(handler: Handler) -> None:
+    while True:
+        handler.wfile.write(b"10000\r\n" + b"x" * 65536 + b"\r\n")
+
+
+def one_event_without_end(handler: Handler) -> None:
+    while True:
+        handler.wfile.write(b"10000\r\n" + b"data: a\n" * 8192 + b"\r\n")
+
+
+def text_without_end(handler: Handler) -> None:
+    while True:
+        handler.delta("x" * 1000)
+
+
+def streams(flood: Reply) -> Reply:
+    def reply(handler: Handler) -> None:
+        handler.begin_stream()
+        flood(handler)
+
+    return reply
+
+
+@pytest.mark.parametrize("flood", [one_line_without_end, one_event_without_end, text_without_end])
+def test_an_answer_without_end_is_ended(
+    engine: OpenAiEngine, endpoint: Endpoint, flood: Reply
+) -> None:
+    endpoint.replies = [streams(flood)]
+    recorder = generate(engine, max_tokens=8).wait()
+
+    said = recorder.usage.error or str(recorder.error)
+    assert re.search("more than an answer can be|longer answer than it was asked for", said)
+    assert len(recorder.text) <= 8 * MAX_TOKEN_CHARS
+    assert endpoint.hung_up.wait(5)
+
+
+def test_a_chunk_may_begin_and_end_anywhere(engine: OpenAiEngine, endpoint: Endpoint) -> None:
+    """Small events are told from a large one also where their blank lines come in two chunks."""
+
+    def crumbles(handler: Handler) -> None:
+        handler.begin_stream()
+        event = json.dumps(chunk(choices=[{"index": 0, "delta": {"content": "w" * 100}}]))
+        for byte in f"data: {event}\r\n\r\n" * 3:
+            handler.wfile.write(f"1\r\n{byte}\r\n".encode())
+        handler.end()
+
+    endpoint.replies = [crumbles]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tritonrag.engines.endpoint.MAX_EVENT_BYTES", 400)
+        assert generate(engine).wait().text == "w" * 300
+
+
+def test_keep_alive_comments_buy_no_time(engine: OpenAiEngine, endpoint: Endpoint) -> None:
+    def hums(handler: Handler) -> None:
+        handler.begin_stream()
+        while True:
+            handler.wfile.write(b"4\r\n: \n\n\r\n")
+            time.sleep(0.05)
+
+    endpoint.replies = [hums]
+
+    assert "gave no answer within 0.25 s" in str(generate(engine).wait().error)
+
+
+def test_compression_that_was_not_asked_for_is_not_undone(
+    engine: OpenAiEngine, endpoint: Endpoint
+) -> None:
+    def compressed(handler: Handler) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Encoding", "gzip")
+        handler.end_headers()
+        handler.wfile.write(gzip.compress(b"data: x\n\n"))
+
+    endpoint.replies = [compressed]
+
+    assert isinstance(generate(engine).wait().error, InternalError)
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        '{"error": {"message": "\\u001b[2Jboom", "type": "t"}}',
+        '{"choices": [{"index": 0, "delta": {"content": {"a": 1}}, "finish_reason": null}]}',
+        '{"choices": [{"index": 0, "delta": null, "finish_reason": null}]}',
+        '{"choices": [{"index": 0, "delta": {"content": "a"}, "finish_reason": ["stop"]}]}',
+        '{"choices": 7}',
+        "[]7",
+        '"text"',
+        "[" * 100_000,
+        "9" * 100_000,
+    ],
+)
+def test_an_event_that_is_none_ends_the_answer(
+    engine: OpenAiEngine, endpoint: Endpoint, caplog: pytest.LogCaptureFixture, event: str
+) -> None:
+    def reply(handler: Handler) -> None:
+        handler.begin_stream()
+        handler.event(event)
+        handler.event("[DONE]")
+
+    endpoint.replies = [reply]
+    recorder = generate(engine).wait()
+    said = str(recorder.ends[0] if recorder.usage.error == "" else recorder.usage.error)
+
+    assert re.search(f"^the LLM endpoint .*{LOG_ID}$", said)
+    logged(caplog, said)
+
+
+def test_half_of_a_character_becomes_text(engine: OpenAiEngine, endpoint: Endpoint) -> None:
+    endpoint.replies = [says("a\ud83d", "b")]
+
+    assert generate(engine).wait().text == "a?b"
+
+
+@pytest.mark.parametrize(
+    ("reported", "known"),
+    [
+        (None, (None, None, None)),
+        ({"prompt_tokens": 7}, (7, None, None)),
+        ({"prompt_tokens": "7\x1b[2J", "completion_tokens": -1}, (None, None, None)),
+        ("many", (None, None, None)),
+        (
+            {"prompt_tokens": 7, "completion_tokens": 2,
+             "prompt_tokens_details": {"cached_tokens": 5}},
+            (7, 2, 5),
+        ),
+    ],
+)  # fmt: skip
+def test_what_the_endpoint_does_not_report_is_not_known(
+    engine: OpenAiEngine, endpoint: Endpoint, reported: Any, known: tuple[int | None, ...]
+) -> None:
+    def reply(handler: Handler) -> None:
+        handler.begin_stream()
+        handler.delta("ok", "stop")
+        handler.event(json.dumps(chunk(choices=[], usage=reported)))
+        handler.event("[DONE]")
+        handler.wfile.write(b"0\r\n\r\n")
+
+    endpoint.replies = [reply]
+    recorder = generate(engine).wait()
+    usage = recorder.usage
+
+    assert recorder.ends == ["stop"]
+    assert (usage.prompt_tokens, usage.generated_tokens, usage.cached_tokens) == known
 
 
 def test_a_busy_endpoint_is_asked_once_more(engine: OpenAiEngine, endpoint: Endpoint) -> None:
@@ -337,7 +441,7 @@ def test_an_endpoint_that_never_answers(engine: OpenAiEngine, endpoint: Endpoint
     error = generate(engine).wait().error
 
     assert isinstance(error, Unavailable)
-    assert f"no answer within {TIMEOUT_S:g} s" in str(error)
+    assert f"gave no answer within {TIMEOUT_S:g} s" in str(error)
 
 
 def test_a_stream_that_stalls_after_text(engine: OpenAiEngine, endpoint: Endpoint) -> None:
@@ -362,7 +466,8 @@ def test_a_stream_that_breaks_is_never_taken_for_whole(
     recorder = generate(engine).wait()
 
     assert (recorder.text, recorder.ends) == ("half", ["error"])
-    assert endpoint.url in recorder.usage.error
+    assert recorder.usage.error.startswith("the LLM endpoint ")
+    assert re.search(LOG_ID, recorder.usage.error)
 
 
 def test_a_server_that_is_not_there() -> None:
@@ -374,7 +479,7 @@ def test_a_server_that_is_not_there() -> None:
         engine.close()
 
     assert isinstance(error, Unavailable)
-    assert "cannot be reached; check LLM_API_URL" in str(error)
+    assert re.fullmatch(f"the LLM endpoint cannot be reached{LOG_ID}", str(error))
 
 
 def test_quote_is_refused(engine: OpenAiEngine) -> None:

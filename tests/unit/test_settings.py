@@ -8,7 +8,13 @@ from pathlib import Path
 import pytest
 
 from tritonrag.errors import SetupError
-from tritonrag.settings import IndexSettings, ModelArgs, RemoteLlmSettings
+from tritonrag.settings import (
+    IndexSettings,
+    ModelArgs,
+    RemoteLlmSettings,
+    VectorDbSettings,
+    describe_llm,
+)
 
 REMOTE = {"LLM_API_URL": "http://llm:8000/v1", "LLM_MODEL": "m"}
 
@@ -81,6 +87,13 @@ def test_an_endpoint_with_defaults() -> None:
     [
         ({"LLM_MODEL": ""}, "LLM_MODEL is not; name the model"),
         ({"LLM_API_URL": "llm:8000"}, "LLM_API_URL is not a URL"),
+        ({"LLM_API_URL": "http://"}, "LLM_API_URL is not a URL"),
+        ({"LLM_API_URL": "http://[llm"}, "LLM_API_URL is not a URL"),
+        ({"LLM_API_URL": "http://llm:port/v1"}, "LLM_API_URL is not a URL"),
+        ({"LLM_API_URL": "http://llm/\nv1"}, "LLM_API_URL is not a URL"),
+        ({"LLM_API_URL": "http://llm/v1?key=pw1"}, "put the key into LLM_API_KEY"),
+        ({"LLM_API_KEY": "pw1\npw1"}, "LLM_API_KEY holds a control character"),
+        ({"LLM_API_KEY": "pw1\u00e9"}, "LLM_API_KEY holds a control character"),
         ({"LLM_CONTEXT": "100"}, "LLM_CONTEXT is '100', expected a number from 256"),
         ({"LLM_CONTEXT": "big"}, "LLM_CONTEXT is 'big'"),
         ({"LLM_TIMEOUT": "0"}, "LLM_TIMEOUT is '0'"),
@@ -91,3 +104,39 @@ def test_an_endpoint_with_defaults() -> None:
 def test_a_bad_endpoint_stops_the_load(changes: dict[str, str], message: str) -> None:
     with pytest.raises(SetupError, match=message):
         RemoteLlmSettings.from_environment(REMOTE | changes)
+
+
+PASSWORDS = [
+    "http://user:pw1@llm:8000/v1",
+    "http://pw1@llm:8000/v1",
+    "http://user:pw1/x@llm:8000/v1",
+    "https://user:pw1@llm:bad/v1",
+    "ftp://user:pw1@llm",
+    "user:pw1@llm:8000",
+    "http://llm:8000/v1/@pw1",
+]
+
+
+@pytest.mark.parametrize("url", PASSWORDS)
+def test_an_address_with_a_password_stops_the_load_and_is_not_repeated(url: str) -> None:
+    for load, name, remedy in (
+        (RemoteLlmSettings.from_environment, "LLM_API_URL", "LLM_API_KEY"),
+        (VectorDbSettings.from_environment, "VECTOR_DB_URI", "VECTOR_DB_TOKEN"),
+    ):
+        with pytest.raises(SetupError, match=f"^{name} has a user or a password .*{remedy}") as it:
+            load(REMOTE | {name: url})
+        assert "pw1" not in str(it.value)
+        assert it.value.__cause__ is None
+
+
+def test_a_line_break_behind_the_key_is_no_part_of_it() -> None:
+    settings = RemoteLlmSettings.from_environment(REMOTE | {"LLM_API_KEY": "k1\n"})
+
+    assert settings is not None
+    assert settings.key == "k1"
+    assert "k1" not in repr(settings)
+
+
+def test_an_endpoint_is_named_by_its_model_and_host() -> None:
+    assert describe_llm(REMOTE | {"LLM_API_KEY": "k1"}) == "m at llm:8000"
+    assert describe_llm({}) == ""

@@ -12,13 +12,13 @@ import pytest
 from hub import COMMIT, Hub, serving
 
 from tritonrag.errors import SetupError
-from tritonrag.sources import find_source, needed_files, parameters_of
+from tritonrag.sources import check_files, find_source, needed_files, parameters_of
 
 ID = "someone/small-model"
 PROGRAM = """
 import json, sys
 from tritonrag.errors import SetupError
-from tritonrag.sources import config_of, find_source, needed_files, parameters_of
+from tritonrag.sources import check_files, config_of, find_source, needed_files, parameters_of
 try:
     {call}
 except SetupError as error:
@@ -157,6 +157,23 @@ def test_a_folder_is_named_by_itself_or_by_its_parent(tmp_path: Path) -> None:
     assert parameters_of(str(named)) == 4
     files, revision = needed_files(str(named))
     assert ([file.name for file in files], revision) == (["config.json", "model.safetensors"], "")
+
+
+def test_files_that_are_not_the_expected_ones_are_named(tmp_path: Path) -> None:
+    source = find_source(str(model(tmp_path / "mine", safetensors((2, 2)))))
+    expected = source.hashes()
+    check_files(source, expected)
+    for name, change, message in (
+        ("config.json", "[]", r"config\.json: its SHA-256 is 4f53cda.*, expected 44136fa.*--model"),
+        ("more.json", "{}", r"more\.json: .* expected no such file"),
+        ("config.json", None, r"config\.json: its SHA-256 is that of no file"),
+    ):
+        path = source.folder / name
+        path.unlink() if change is None else path.write_text(change)
+        with pytest.raises(SetupError, match=message):
+            check_files(source, expected)
+        path.unlink(missing_ok=True)
+        (source.folder / "config.json").write_text("{}")
 
 
 def test_truncated_weights_are_named(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from __future__ import annotations
 from typing import Any
 
 from tritonrag.backend.calling import TritonModels
+from tritonrag.backend.logs import log_to_server
 from tritonrag.backend.streaming import Streams
 from tritonrag.engines import load_engine
 from tritonrag.settings import ModelArgs
@@ -28,6 +29,7 @@ from tritonrag.settings import ModelArgs
 
 class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
+        log_to_server()
         self._streams = Streams(load_engine(ModelArgs.parse(args), TritonModels()))
 
     def execute(self, requests: list[Any]) -> None:

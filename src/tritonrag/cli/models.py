@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,10 +24,16 @@ from tritonrag.artifacts import (
 )
 from tritonrag.cli.options import INDEX, REPOSITORY, AsJson, IndexDir
 from tritonrag.cli.serving import STATE, StateDir
+from tritonrag.cli.terminal import json_text, printable
 from tritonrag.client.administration import Administration
 from tritonrag.errors import InvalidRequest, SetupError, TritonragError, Unavailable
-from tritonrag.settings import ADMIN_KEY_VARIABLE, REPOSITORY_VARIABLE, URL_VARIABLE
-from tritonrag.versions import EMBED, Kind, Live
+from tritonrag.settings import (
+    ADMIN_KEY_VARIABLE,
+    REPOSITORY_VARIABLE,
+    URL_VARIABLE,
+    describe_llm,
+)
+from tritonrag.versions import EMBED, GENERATE, Kind, Live
 
 app = typer.Typer(
     help="The installed versions of each model, and which one the graph uses.\n\n"
@@ -58,7 +63,10 @@ ServerUrl = Annotated[
 
 @dataclass(frozen=True)
 class Installed:
-    """One installed version; what the server says is None where none was asked."""
+    """One installed version; what the server says is None where none was asked.
+
+    ``unused``: an endpoint generates in its place.
+    """
 
     kind: Kind
     version: int
@@ -66,6 +74,7 @@ class Installed:
     manifest: Manifest
     bytes: int
     loaded: bool | None
+    unused: bool = False
 
     @property
     def folder(self) -> Path:
@@ -74,7 +83,9 @@ class Installed:
 
     @property
     def role(self) -> str:
-        """``live``, ``previous`` (where a rollback leads) or nothing."""
+        """``live``, ``previous`` (where a rollback leads), ``unused`` or nothing."""
+        if self.unused:
+            return "unused"
         roles = {self.state.previous: "previous", self.state.version: "live"}
         return roles.get(self.version, "")
 
@@ -123,19 +134,28 @@ def show(
 ) -> None:
     """List the installed models; of a running server also what is loaded and what its graph uses.
 
-    "live" is the version that the graph uses, "previous" the one that `rollback` goes to.
+    "live" is the version that the graph uses, "previous" the one that `rollback` goes to. Where
+    LLM_API_URL is set, for the server of --state-dir or, with --url or without a server, here, the
+    endpoint is named and the installed LLMs are "unused".
     """
     if context.invoked_subcommand:
         _refuse_options(context)
         return
     loaded, graph = _served(url, state_dir, repository)
-    found = _installed(repository, loaded)
+    endpoint = _endpoint(url, state_dir)
+    found = [
+        replace(each, unused=bool(endpoint) and each.kind is GENERATE)
+        for each in _installed(repository, loaded)
+    ]
     if as_json:
-        print(json.dumps({"models": [each.facts() for each in found], "graph": graph}))
+        models = [each.facts() for each in found]
+        print(json_text({"models": models, "graph": graph, "endpoint": endpoint or None}))
         return
     print(_table(found) if found else f"{repository}: no model is installed; run `make models`")
+    if endpoint:
+        print(printable(f"{GENERATE.name}: {endpoint} (LLM_API_URL)"))
     for ensemble, steps in graph.items():
-        print(f"{ensemble}: {', '.join(f'{model} {n}' for model, n in steps.items())}")
+        print(printable(f"{ensemble}: {', '.join(f'{model} {n}' for model, n in steps.items())}"))
     for line in _differences(repository, graph):
         print(line, file=sys.stderr)
 
@@ -248,10 +268,11 @@ def verify(
     found = [each for each in _installed(repository, None) if kind in (None, each.kind.name)]
     results = [(each, _faults(repository / each.folder, each.manifest)) for each in found]
     if as_json:
-        print(json.dumps({"models": [each.facts() | {"faults": bad} for each, bad in results]}))
+        print(json_text({"models": [each.facts() | {"faults": bad} for each, bad in results]}))
     else:
         for each, bad in results:
-            print(f"{each.kind.name} {each.version}: {'; '.join(bad) or 'as installed'}")
+            line = f"{each.kind.name} {each.version}: {'; '.join(bad) or 'as installed'}"
+            print(printable(line))
     if any(bad for _, bad in results):
         raise typer.Exit(1)
 
@@ -272,6 +293,16 @@ def _server(url: str, state_dir: Path, repository: Path) -> Iterator[Administrat
         return
     with Administration(url, key) as administration:
         yield administration
+
+
+def _endpoint(url: str, state_dir: Path) -> str:
+    """Return what generates in place of the installed LLM; empty where nothing does.
+
+    The server of the state folder has recorded it. What another server's environment holds nobody
+    can ask it, so there this one's stands for it.
+    """
+    running = None if url else _embedded(state_dir)
+    return str(running.llm) if running else describe_llm()
 
 
 def _embedded(state_dir: Path) -> Any:
@@ -301,7 +332,7 @@ def _served(
         try:
             loaded, graph = server.loaded(), server.graph()
         except Unavailable as error:
-            print(error, file=sys.stderr)
+            print(printable(str(error)), file=sys.stderr)
             return None, {}
     return loaded, {
         ensemble: {
@@ -417,7 +448,7 @@ def _differences(repository: Path, graph: dict[str, dict[str, int]]) -> Iterator
 
 
 def _table(found: list[Installed]) -> str:
-    rows = [HEADINGS, *(each.row() for each in found)]
+    rows = [HEADINGS, *(tuple(map(printable, each.row())) for each in found)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import textwrap
 from dataclasses import asdict
 from typing import Annotated, Any, Unpack
@@ -12,6 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from tritonrag.cli.options import AsJson, Protocol, Url
+from tritonrag.cli.terminal import json_text, printable
 from tritonrag.client import Answer, AnswerStream, Citation, Client, Passage, Usage
 from tritonrag.client.marshalling import AskOptions
 
@@ -77,7 +77,7 @@ def search(
             merge=merge,
         )
     if as_json:
-        print(_json({"passages": [_fields(passage) for passage in found]}))
+        print(json_text({"passages": [_fields(passage) for passage in found]}))
     elif not found:
         print("nothing found; `tritonrag index stats` shows what is indexed")
     else:
@@ -135,7 +135,7 @@ def ask(
     )
     with Client(url, protocol, timeout) as client:
         if as_json:
-            print(_json(_answer_fields(client.ask(question, **options).read())))
+            print(json_text(_answer_fields(client.ask(question, **options).read())))
         else:
             stream_answer(client, question, **options)
 
@@ -155,7 +155,7 @@ def stream_answer(
 def _print_text(stream: AnswerStream) -> None:
     try:
         for delta in stream:
-            print(delta, end="", flush=True)
+            print(printable(delta, newlines=True), end="", flush=True)
     finally:
         if stream.text:
             print()
@@ -163,7 +163,7 @@ def _print_text(stream: AnswerStream) -> None:
 
 def _print_passage(rank: int, passage: Passage) -> None:
     _print_line(f"{rank:>3}  {passage.score:.3f}  {_place(passage)}", "bold")
-    snippet = textwrap.shorten(passage.text, SNIPPET_CHARS, placeholder=" …")
+    snippet = printable(textwrap.shorten(passage.text, SNIPPET_CHARS, placeholder=" …"))
     indent = " " * 5
     print(textwrap.fill(snippet, initial_indent=indent, subsequent_indent=indent, width=100))
 
@@ -178,17 +178,23 @@ def _print_sources(answer: Answer) -> None:
 
 
 def _print_usage(finish_reason: str, usage: Usage) -> None:
+    prompt = _count(usage.prompt_tokens, "prompt tokens")
+    cached = _count(usage.cached_tokens, "cached")
+    generated = _count(usage.generated_tokens, "generated")
     line = (
-        f"{finish_reason}; {usage.prompt_tokens} prompt tokens ({usage.cached_tokens} cached), "
-        f"{usage.generated_tokens} generated; first token {usage.time_to_first_token_ms:.0f} ms, "
-        f"total {usage.total_ms:.0f} ms"
+        f"{finish_reason}; {prompt} ({cached}), {generated}; "
+        f"first token {usage.time_to_first_token_ms:.0f} ms, total {usage.total_ms:.0f} ms"
     )
     _print_line(line, "dim")
 
 
+def _count(number: int | None, what: str) -> str:
+    return f"{what} not reported" if number is None else f"{number} {what}"
+
+
 def _print_line(line: str, style: str = "") -> None:
-    """Print one line, styled on a terminal, whatever its width."""
-    Console(highlight=False, soft_wrap=True).print(Text(line, style=style))
+    """Print one line, styled on a terminal, whatever its width and whatever a document put in."""
+    Console(highlight=False, soft_wrap=True).print(Text(printable(line), style=style))
 
 
 def _source(citation: Citation) -> str:
@@ -214,7 +220,3 @@ def _fields(passage: Passage) -> dict[str, Any]:
     fields = asdict(passage)
     extra = fields.pop("extra")
     return {key: value for key, value in (fields | extra).items() if value is not None}
-
-
-def _json(value: dict[str, Any]) -> str:
-    return json.dumps(value, ensure_ascii=False)

@@ -17,7 +17,12 @@ from tritonrag.cli.options import INDEX, REPOSITORY, AsJson, IndexDir
 from tritonrag.client import Client
 from tritonrag.client.probe import probe as send_probe
 from tritonrag.errors import TritonragError, Unavailable
-from tritonrag.settings import REPOSITORY_VARIABLE, URL_VARIABLE, WATCHDOG_VARIABLE
+from tritonrag.settings import (
+    REPOSITORY_VARIABLE,
+    URL_VARIABLE,
+    WATCHDOG_VARIABLE,
+    describe_llm,
+)
 
 if TYPE_CHECKING:
     from tritonrag.server.process import EmbeddedServer
@@ -128,7 +133,7 @@ def status(
     as_json: AsJson = False,
 ) -> None:
     """Tell whether the server is ready, and what it takes; exit status 1 where it is not."""
-    address, facts = (url, {"watchdog": watchdog}) if url else _known(state_dir)
+    address, facts = (url, _named(watchdog)) if url else _known(state_dir)
     facts |= {"grpc": address, "ready": False}
     started = time.perf_counter()
     try:
@@ -147,6 +152,12 @@ def status(
         print("\n".join(f"{key}: {_line(value)}" for key, value in facts.items()))
     if not facts["ready"]:
         raise typer.Exit(1)
+
+
+def _named(watchdog: str) -> dict[str, object]:
+    """Return what is known here of a server that is named: its LLM by this environment."""
+    llm = describe_llm()
+    return {"watchdog": watchdog, **({"llm": llm} if llm else {})}
 
 
 def _told(watchdog: str) -> dict[str, Any]:
@@ -180,6 +191,7 @@ def _known(state_dir: Path) -> tuple[str, dict[str, object]]:
         "watchdog": f"{HOST}:{running.ports.watchdog}" if running.watchdog else "",
         "repository": running.repository,
         **({"config": running.config} if running.config else {}),
+        **({"llm": running.llm} if running.llm else {}),
         "index": running.index_dir,
     }
 

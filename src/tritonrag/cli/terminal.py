@@ -41,7 +41,8 @@ _HIDDEN = re.compile(r"[^\x20-\x7e]")
 def _escaped(match: re.Match[str]) -> str:
     character = match[0]
     hidden = _shown(character) != character and character not in _KEPT
-    return json.dumps(character)[1:-1] if hidden else character
+    escape = json.dumps(character)[1:-1].replace("\x7f", "\\u007f")  # which JSON may hold raw
+    return escape if hidden else character
 
 
 def _shown(character: str) -> str:

@@ -78,11 +78,14 @@ class SearchResult:
 
 @dataclass(frozen=True)
 class Usage:
-    """What an answer cost: tokens, and milliseconds on the server."""
+    """What an answer cost: tokens, and milliseconds on the server.
 
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    generated_tokens: int = 0
+    A number of tokens is None where the LLM's side did not report it.
+    """
+
+    prompt_tokens: int | None = 0
+    cached_tokens: int | None = 0
+    generated_tokens: int | None = 0
     time_to_first_token_ms: float = 0.0
     total_ms: float = 0.0
 

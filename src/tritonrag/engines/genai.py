@@ -243,7 +243,7 @@ class GenaiEngine:
 
     def _step(self) -> None:
         unread = sum(
-            turn.stream.usage.prompt_tokens
+            turn.stream.usage.prompt_tokens or 0
             for turn in self._turns.values()
             if not turn.stream.usage.generated_tokens
         )
@@ -257,7 +257,7 @@ class GenaiEngine:
     def _take(self, turn: _Turn, event: Any) -> None:
         flags = int(event.flags)
         if flags & int(og.EngineEventFlags.TOKEN) and not turn.stopped:
-            turn.stream.usage.generated_tokens += 1
+            turn.stream.usage.count(1)
             text = turn.decoder.step(self._tokenizer, event.token)
             if text and turn.stream.push(text):
                 turn.stopped = True

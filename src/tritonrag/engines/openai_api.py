@@ -11,14 +11,22 @@ import json
 import threading
 from typing import Any
 
-import openai
+from openai import AsyncStream
+from openai.types.chat import ChatCompletionChunk
 
 from tritonrag.engines.admission import CANCEL_POLL_S, Admission
-from tritonrag.errors import InternalError, InvalidRequest, TritonragError, Unavailable
-from tritonrag.generation import Generation, Sink, TextStream
+from tritonrag.engines.endpoint import BadReply, count, failure, openai_client
+from tritonrag.errors import InvalidRequest, TritonragError
+from tritonrag.generation import Generation, Sink, TextStream, Usage
 from tritonrag.settings import RemoteLlmSettings
 
 _REASONS = {"stop": "stop", "length": "length"}
+
+RETRY_AFTER_S = 60
+"""The longest wait before its second try that an endpoint may ask the library for."""
+
+MAX_TOKEN_CHARS = 256
+"""No token of a known vocabulary is longer: an answer is refused that is longer than its tokens."""
 
 _Outcome = str | TritonragError
 """How a generation ended: a finish reason or an error."""
@@ -34,12 +42,7 @@ class OpenAiEngine:
         self._settings = settings
         self._admission = Admission(queue_size)
         self._running: dict[asyncio.Task[_Outcome], TextStream] = {}
-        self._client = openai.AsyncOpenAI(
-            base_url=settings.url,
-            api_key=settings.key or "none",
-            timeout=openai.Timeout(settings.timeout_s, connect=min(5.0, settings.timeout_s)),
-            max_retries=1,
-        )
+        self._client = openai_client(settings)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="engine", daemon=True)
         self._thread.start()
@@ -65,7 +68,7 @@ class OpenAiEngine:
     # Everything below runs in the event loop.
 
     def _start(self, generation: Generation, sink: Sink) -> None:
-        stream = TextStream(sink, generation.stop)
+        stream = TextStream(sink, generation.stop, Usage(None, None, None))
         if sink.cancelled():
             self._admission.leave()
             stream.finish("cancelled")
@@ -101,48 +104,53 @@ class OpenAiEngine:
     async def _generate(self, generation: Generation, stream: TextStream) -> _Outcome:
         try:
             return await self._relay(generation, stream)
-        except openai.OpenAIError as error:
-            return self._fault(error)
-        except TritonragError as error:
-            return error
-        except Exception as error:  # a malformed reply of the endpoint must not lose the request
-            return InternalError(f"LLM endpoint {self._settings.url}: bad reply: {error!r}")
+        except Exception as error:  # whatever the endpoint does, the request gets its answer
+            return failure(error, self._settings)
 
     async def _relay(self, generation: Generation, stream: TextStream) -> str:
         reason = ""
-        async with await self._client.chat.completions.create(
-            **_body(generation, self._settings.model)
-        ) as chunks:
-            async for chunk in chunks:
+        room = MAX_TOKEN_CHARS * generation.max_tokens
+        # Each step of a try has its time; this one is for headers that come byte by byte.
+        async with asyncio.timeout(2 * self._settings.timeout_s + RETRY_AFTER_S):
+            chunks = await self._client.chat.completions.create(
+                **_body(generation, self._settings.model)
+            )
+        async with chunks:
+            while chunk := await self._next(chunks):
                 if chunk.usage:
-                    stream.usage.prompt_tokens = chunk.usage.prompt_tokens
-                    stream.usage.generated_tokens = chunk.usage.completion_tokens
+                    _take(chunk.usage, stream.usage)
                 for choice in chunk.choices:
                     reason = choice.finish_reason or reason
-                    if choice.delta.content and stream.push(choice.delta.content):
+                    text = _text(choice.delta.content)
+                    room -= len(text)
+                    if room < 0:
+                        raise BadReply("sent a longer answer than it was asked for")
+                    if text and stream.push(text):
                         return "stop"
         if not reason:
-            raise InternalError(f"LLM endpoint {self._settings.url} broke off its answer")
+            raise BadReply("broke off its answer")
         if reason not in _REASONS:
-            stream.usage.error = f"LLM endpoint {self._settings.url} ended with {reason!r}"
+            ended = BadReply("ended its answer early", f"finish_reason {reason!r}")
+            stream.usage.error = str(failure(ended, self._settings))
         return _REASONS.get(reason, "error")
 
-    def _fault(self, error: openai.OpenAIError) -> TritonragError:
-        endpoint = f"LLM endpoint {self._settings.url}"
-        if isinstance(error, openai.APITimeoutError):
-            return Unavailable(f"{endpoint}: no answer within {self._settings.timeout_s:g} s")
-        if isinstance(error, openai.APIConnectionError):
-            return Unavailable(f"{endpoint}: cannot be reached; check LLM_API_URL")
-        if not isinstance(error, openai.APIStatusError):
-            return InternalError(f"{endpoint}: {error}")
-        said = f"{endpoint} answered {error.status_code}: {error.message}"
-        if error.status_code in (401, 403):
-            return InternalError(
-                f"{endpoint} refused the key ({error.status_code}): check LLM_API_KEY"
-            )
-        if error.status_code == 429 or error.status_code >= 500:
-            return Unavailable(said)
-        return InvalidRequest(said)
+    async def _next(self, chunks: AsyncStream[ChatCompletionChunk]) -> ChatCompletionChunk | None:
+        """Return the next event; keep-alive comments are none, so that they buy no time."""
+        async with asyncio.timeout(self._settings.timeout_s):
+            return await anext(chunks, None)
+
+
+def _take(reported: Any, usage: Usage) -> None:
+    """Take what an endpoint reports; the library has not checked that it is of the right type."""
+    usage.prompt_tokens = count(getattr(reported, "prompt_tokens", None))
+    usage.generated_tokens = count(getattr(reported, "completion_tokens", None))
+    details = getattr(reported, "prompt_tokens_details", None)
+    usage.cached_tokens = count(getattr(details, "cached_tokens", None))
+
+
+def _text(content: str | None) -> str:
+    """Return a delta's text; half of a surrogate pair is JSON, but no text."""
+    return (content or "").encode(errors="replace").decode()
 
 
 def _body(generation: Generation, model: str) -> dict[str, Any]:

@@ -110,6 +110,7 @@ class ServedEngine:
         self._admission.enter()
         run = _Run(TextStream(sink, generation.stop))
         run.stream.usage.prompt_tokens = len(plain)
+        run.stream.usage.cached_tokens = None  # neither backend says
         with self._lock:
             self._running.add(run)
         text = self._text(generation.prompt, len(plain))
@@ -168,7 +169,7 @@ class ServedEngine:
         replies = self._models.stream(SERVED_MODEL, inputs, self._dialect.outputs)
         try:
             for step in self._dialect.steps(replies, self._count):
-                run.stream.usage.generated_tokens += step.tokens
+                run.stream.usage.count(step.tokens)
                 if run.push(step.text):
                     return "cancelled"  # it has been told how it ended, and is not told again
                 if step.reason:

@@ -29,6 +29,7 @@ from tritonrag.server.control import Control
 from tritonrag.server.launch import Launch, Triton, admin_key, clean_up
 from tritonrag.server.ports import HOST, Ports
 from tritonrag.server.watchdog import Watchdog
+from tritonrag.settings import describe_llm
 
 EXIT_TIMEOUT_S = 2
 """What Triton may take to end its models; then it is killed."""
@@ -41,7 +42,9 @@ class Running:
     """A server that was started: its process, where it listens and what it serves.
 
     ``key`` opens its closed APIs. ``watchdog`` is the process that watches it, 0 where none does,
-    and ``watching`` when that was started. Times are in seconds since 1970.
+    and ``watching`` when that was started. ``llm`` is what generates in place of the LLM in the
+    repository (:func:`tritonrag.settings.describe_llm`), empty where nothing does. Times are in
+    seconds since 1970.
     """
 
     pid: int
@@ -54,6 +57,7 @@ class Running:
     key: str = field(default="", repr=False)
     watchdog: int = 0
     watching: float = 0
+    llm: str = ""
 
     @property
     def alive(self) -> bool:
@@ -117,6 +121,7 @@ class EmbeddedServer:
         self.make_folder()
         with self._only_one_start():
             self._check(repository, index_dir, ports, config)
+            llm = describe_llm()
             found = installation.find()
             installation.lay_out_backends(found, self.folder / "backends")
             key = admin_key()
@@ -132,8 +137,9 @@ class EmbeddedServer:
             )
             self._triton.start()
             blank = Running(
-                0, 0, "", ports, str(repository.resolve()), str(index_dir.resolve()), config, key
-            )
+                0, 0, "", ports, str(repository.resolve()), str(index_dir.resolve()), config, key,
+                llm=llm,
+            )  # fmt: skip
             started = self._save(_now(blank, self._triton))
             try:
                 self._await_ready(self._triton, started, timeout_s, progress)
