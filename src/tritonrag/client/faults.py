@@ -45,6 +45,11 @@ _STREAMED = {
 _NO_RETRIEVE_K = "unexpected inference input 'retrieve_k'"
 """How Triton refuses an input that its model does not have."""
 
+_GONE = re.compile(
+    r"stub process '(\w+?)_\d+_\d+' is not healthy|model: '(\w+)' has no available versions", re.I
+)
+"""What Triton says of a model whose process has ended, and while it is loaded again."""
+
 _PREFIX = re.compile(r"^(?:in ensemble '[^']*', |\[request id: [^\]]*\] )+")
 
 # gRPC reports its own troubles under the codes that a server uses; only the text tells them apart.
@@ -59,6 +64,8 @@ def from_triton(code: str, message: str) -> TritonragError:
     text = _PREFIX.sub("", message)
     if _NO_RETRIEVE_K in text:
         return no_reranker()
+    if gone := _GONE.search(text):
+        return Unavailable(f"{gone[1] or gone[2]}: is not running at this moment; ask again soon")
     return from_tagged(text) or from_code(code, text)
 
 
