@@ -7,6 +7,7 @@ temporary folder that goes away at the end, also after Ctrl-C or SIGTERM.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -30,6 +31,9 @@ from tritonrag.settings import INDEX_DIR_VARIABLE, URL_VARIABLE
 ROOT = Path(__file__).parents[1]
 REPOSITORY = ROOT / "model_repository"
 HANDBOOK = ROOT / "samples" / "handbook"
+_INSTANCE = re.compile(r"(\w+?)_\d+_\d+")
+"""How Triton names an instance of a model to the model's process."""
+
 NOTICE_S = 10
 """A new snapshot is noticed within a second, on an idle machine."""
 
@@ -97,10 +101,20 @@ class Served:
         """Return Triton's statistics of every model."""
         return {each["name"]: _counts(each) for each in self._get("models/stats")["model_stats"]}
 
+    def by_role(self) -> dict[str, psutil.Process]:
+        """Return what runs now: ``tritonserver``, and the process of each model under its name."""
+        known = EmbeddedServer(self.backends.parent).running() or self.running
+        found: dict[str, psutil.Process] = {}
+        for process in psutil.process_iter():
+            with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                arguments = process.cmdline()
+                if any(known.prefix in argument for argument in arguments):
+                    found[_role(arguments)] = process
+        return found
+
     def processes(self) -> frozenset[psutil.Process]:
         """Return the server and the processes of its models; equal as long as none was replaced."""
-        server = psutil.Process(self.running.pid)
-        return frozenset([server, *server.children(recursive=True)])
+        return frozenset(self.by_role().values())
 
     def memory_mb(self) -> float:
         """Return the memory of the whole server, shared pages counted once (PSS), in MB."""
@@ -181,6 +195,12 @@ def index(each: Served, documents: Path) -> None:
             if time.monotonic() > end:
                 raise SetupError(f"the server does not see the index of {documents.name}")
             time.sleep(0.1)
+
+
+def _role(arguments: list[str]) -> str:
+    """Return what a process of the server is, by its command line."""
+    instances = (_INSTANCE.fullmatch(argument) for argument in arguments)
+    return next((match[1] for match in instances if match), Path(arguments[0]).name)
 
 
 def _counts(each: dict[str, Any]) -> ModelCounts:
