@@ -25,8 +25,9 @@ import psutil
 
 from tritonrag.client import Client
 from tritonrag.errors import SetupError
-from tritonrag.server.process import HOST, EmbeddedServer, Running, free_ports
-from tritonrag.settings import INDEX_DIR_VARIABLE, URL_VARIABLE
+from tritonrag.server.ports import HOST, free_ports
+from tritonrag.server.process import EmbeddedServer, Running
+from tritonrag.settings import ADMIN_HEADER, INDEX_DIR_VARIABLE, URL_VARIABLE
 
 ROOT = Path(__file__).parents[1]
 REPOSITORY = ROOT / "model_repository"
@@ -125,7 +126,9 @@ class Served:
         return total / 1e6
 
     def _get(self, path: str) -> Any:
-        return httpx.get(f"{self.http}/v2/{path}", timeout=10).raise_for_status().json()
+        headers = {ADMIN_HEADER: self.running.key}
+        answer = httpx.get(f"{self.http}/v2/{path}", headers=headers, timeout=10)
+        return answer.raise_for_status().json()
 
 
 @contextmanager

@@ -65,7 +65,7 @@ def run(program: Path, served: Served, load: Load, questions: Path) -> Run:
     with gpu.watched() as usages:
         try:
             url = served.grpc if load.protocol == "grpc" else served.http.partition("//")[2]
-            measured = perf_analyzer.run(program, load, url, questions)
+            measured = perf_analyzer.run(program, load, url, questions, served.running.key)
         except RunFailed as failure:
             error = str(failure)
             say(f"  failed: {error}")
@@ -77,7 +77,8 @@ def warm_up(program: Path, served: Served, load: Load, questions: Path) -> None:
     requests = 4 if load.streaming else 2 * load.clients
     few = dataclasses.replace(load, clients=min(load.clients, requests), rate=0)
     try:
-        perf_analyzer.warm_up(program, few, served.grpc, questions, requests)
+        key = served.running.key
+        perf_analyzer.warm_up(program, few, served.grpc, questions, key, requests)
     except RunFailed as failure:
         say(f"  failed: {failure}")
 

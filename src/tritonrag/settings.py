@@ -30,7 +30,8 @@ REPOSITORY_VARIABLE = "TRITONRAG_REPOSITORY"
 """Model repository that the command line works on."""
 
 ADMIN_KEY_VARIABLE = "TRITONRAG_ADMIN_KEY"
-"""Key that the server wants of whoever loads models; the embedded server makes its own."""
+"""Key that opens the server's closed APIs, such as loading models; the embedded server makes its
+own."""
 
 ADMIN_HEADER = "tritonrag-key"
 """Header that carries this key (in gRPC Triton puts ``triton-grpc-protocol-`` before it). Whoever
@@ -38,6 +39,9 @@ may load models may run code in the server (docs/decisions/0006)."""
 
 URL_VARIABLE = "TRITONRAG_URL"
 """Server that the command line talks to, ``host:port``."""
+
+WATCHDOG_VARIABLE = "TRITONRAG_WATCHDOG"
+"""Watchdog of that server, ``host:port``."""
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 
 from tritonrag.contract import MODELS, RERANK
 from tritonrag.rollout import config_name
-from tritonrag.server.process import GRPC_PORT, HTTP_PORT, METRICS_PORT
+from tritonrag.server.ports import GRPC_PORT, HTTP_PORT, METRICS_PORT
 from tritonrag.settings import ADMIN_HEADER
 
 ROOT = Path(__file__).parents[2]

@@ -65,7 +65,7 @@ ONLY = {
     "ray": {"distributed"},
     "cronsim": {"scheduling"},
     "tenacity": {"scheduling"},
-    "prometheus_client": {"monitoring"},
+    "prometheus_client": {"monitoring", "server"},
     "xlrd": {"formats"},
 }
 """Libraries that one part hides from the rest."""

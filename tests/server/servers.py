@@ -5,10 +5,13 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tritonrag.server.process import EmbeddedServer, Running, free_ports
+from tritonrag.server import background
+from tritonrag.server.ports import free_ports
+from tritonrag.server.process import EmbeddedServer, Running
 
 ROOT = Path(__file__).parents[2]
 REPOSITORY = ROOT / "model_repository"
@@ -54,6 +57,17 @@ def serve(folder: Path, repository: Path = REPOSITORY) -> Iterator[Served]:
     """Serve the whole graph with its state and index in `folder`."""
     server = EmbeddedServer(folder / "state")
     running = server.start(repository, folder / "index", free_ports(), bound_to_parent=True)
+    try:
+        yield Served(server, running)
+    finally:
+        server.stop()
+
+
+@contextmanager
+def supervised(folder: Path, repository: Path = REPOSITORY) -> Iterator[Served]:
+    """Serve the whole graph with its watchdog, in the background as `tritonrag up` does."""
+    server = EmbeddedServer(folder / "state")
+    running = background.start(server, repository, folder / "index", free_ports())
     try:
         yield Served(server, running)
     finally:

@@ -7,7 +7,7 @@ from pathlib import Path
 from servers import tritonrag
 
 from tritonrag.cli.demo import QUESTIONS
-from tritonrag.server.process import free_ports
+from tritonrag.server.ports import free_ports
 
 
 def demo(folder: Path) -> str:

@@ -19,6 +19,7 @@ from tritonclient.utils import InferenceServerException
 from tritonrag.contract import DEFAULT_TOP_K, MAX_QUESTION_BYTES
 from tritonrag.prompting import NOTHING_FOUND
 from tritonrag.quoting import REFUSAL, sentences
+from tritonrag.settings import ADMIN_HEADER
 
 QUESTION = "How many days of annual leave do full-time employees receive?"
 
@@ -171,8 +172,9 @@ def test_every_step_batches_across_clients(served: Served) -> None:
 
 
 def executions(served: Served, model: str) -> tuple[int, int]:
+    key = {f"triton-grpc-protocol-{ADMIN_HEADER}": served.running.key}
     with triton.InferenceServerClient(served.grpc) as client:
-        stats = client.get_inference_statistics(model).model_stats[0]
+        stats = client.get_inference_statistics(model, headers=key).model_stats[0]
     return stats.inference_count, stats.execution_count
 
 

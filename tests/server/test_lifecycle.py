@@ -21,7 +21,8 @@ import pytest
 from servers import REPOSITORY, ROOT, serve, tritonrag
 
 from tritonrag.errors import SetupError
-from tritonrag.server.process import EmbeddedServer, Ports, free_ports
+from tritonrag.server.ports import Ports, free_ports
+from tritonrag.server.process import EmbeddedServer
 
 
 @pytest.fixture
@@ -94,13 +95,13 @@ def test_a_port_in_use_is_named(server: EmbeddedServer, small: Path, tmp_path: P
         port = taken.getsockname()[1]
         free = free_ports()
         with pytest.raises(SetupError, match=rf"grpc port {port} is in use.*--grpc-port"):
-            start(server, small, tmp_path, Ports(free.http, port, free.metrics))
+            start(server, small, tmp_path, Ports(free.http, port, free.metrics, free.watchdog))
 
 
 def test_equal_ports_are_refused(server: EmbeddedServer, small: Path, tmp_path: Path) -> None:
     port = free_ports().http
-    with pytest.raises(SetupError, match="choose three different ones"):
-        start(server, small, tmp_path, Ports(port, port, port))
+    with pytest.raises(SetupError, match="choose four different ones"):
+        start(server, small, tmp_path, Ports(port, port, port, port))
 
 
 def test_a_folder_that_cannot_be_made_is_named(small: Path, tmp_path: Path) -> None:
@@ -155,7 +156,7 @@ def test_serve_takes_its_server_along(
         sys.executable, "-m", "tritonrag", "serve", "--repository", str(small),
         "--index-dir", str(tmp_path / "index"), "--state-dir", str(tmp_path / "served"),
         "--http-port", str(ports.http), "--grpc-port", str(ports.grpc),
-        "--metrics-port", str(ports.metrics),
+        "--metrics-port", str(ports.metrics), "--watchdog-port", str(ports.watchdog),
     ]  # fmt: skip
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None

@@ -11,7 +11,7 @@ from servers import HANDBOOK, add, serve
 
 from tritonrag.client import Client
 from tritonrag.errors import Unavailable
-from tritonrag.server.process import free_ports
+from tritonrag.server.ports import free_ports
 
 
 def test_search_goes_on_when_milvus_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,8 @@ import pytest
 from servers import REPOSITORY, Served
 
 from tritonrag.client import Client
-from tritonrag.server.process import EmbeddedServer, free_ports
+from tritonrag.server.ports import free_ports
+from tritonrag.server.process import EmbeddedServer
 
 pytest.importorskip("openvino")
 

@@ -25,7 +25,8 @@ from tritonrag.client import Client
 from tritonrag.contract import DEFAULT_RETRIEVE_K, DEFAULT_TOP_K, RERANK
 from tritonrag.errors import InvalidRequest, SetupError
 from tritonrag.reranking import pair_text
-from tritonrag.server.process import EmbeddedServer, free_ports
+from tritonrag.server.ports import free_ports
+from tritonrag.server.process import EmbeddedServer
 
 QUESTION = "How many days of annual leave do full-time employees receive?"
 EXPORT_TIMEOUT_S = 120

@@ -21,7 +21,8 @@ from tritonrag.cli import app
 from tritonrag.client import AsyncClient, Client
 from tritonrag.client.administration import Administration
 from tritonrag.errors import RequestError, SetupError, TritonragError
-from tritonrag.server.process import EmbeddedServer, free_ports
+from tritonrag.server.ports import free_ports
+from tritonrag.server.process import EmbeddedServer
 from tritonrag.versions import EMBED, GENERATE
 
 QUESTION = "how many days of leave"

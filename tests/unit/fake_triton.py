@@ -145,6 +145,10 @@ class Models:
             raise Fault(grpc.StatusCode.INTERNAL, 500, "INTERNAL: internal error; log id 1")
 
 
+def _unknown(model: str) -> str:
+    return f"Request for unknown model: '{model}' is not found"
+
+
 def _named(values: tuple[str, str, str, str]) -> dict[str, str]:
     return dict(zip(("text", "citations", "finish_reason", "usage"), values, strict=True))
 
@@ -190,11 +194,11 @@ class _Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):
     def __init__(self, models: Models) -> None:
         self._models = models
 
-    def ModelStatistics(self, request: Any, context: Any) -> Any:
-        answer = service_pb2.ModelStatisticsResponse()
-        for name, version in LOADED:
-            answer.model_stats.add(name=name, version=version)
-        return answer
+    def ModelMetadata(self, request: Any, context: Any) -> Any:
+        versions = [version for name, version in LOADED if name == request.name]
+        if not versions:
+            context.abort(grpc.StatusCode.NOT_FOUND, _unknown(request.name))
+        return service_pb2.ModelMetadataResponse(name=request.name, versions=versions)
 
     def ModelInfer(self, request: Any, context: Any) -> Any:
         try:
@@ -246,12 +250,13 @@ def _handler(models: Models) -> type[BaseHTTPRequestHandler]:
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
-            if self.path == "/v2/models/stats":
-                stats = [{"name": name, "version": version} for name, version in LOADED]
-                self._json(200, {"model_stats": stats})
+            model = self.path.split("/")[3]
+            versions = [version for name, version in LOADED if name == model]
+            if not versions:
+                self._json(400, {"error": _unknown(model)})
                 return
-            names = models.inputs(self.path.split("/")[-1])
-            self._json(200, {"inputs": [{"name": name} for name in names]})
+            inputs = [{"name": name} for name in models.inputs(model)]
+            self._json(200, {"versions": versions, "inputs": inputs})
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))

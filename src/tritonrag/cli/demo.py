@@ -33,12 +33,15 @@ def demo(
     http_port: serving.HttpPort = 8000,
     grpc_port: serving.GrpcPort = 8001,
     metrics_port: serving.MetricsPort = 8002,
+    watchdog_port: serving.WatchdogPort = 8003,
 ) -> None:
     """Start the embedded server, index the sample handbook and ask three questions."""
-    ports = (http_port, grpc_port, metrics_port)
-    server, running = serving.start(repository, index_dir, state_dir, ports, bound=True)
+    from tritonrag.server.background import watch
+
+    ports = (http_port, grpc_port, metrics_port, watchdog_port)
+    server = serving.start(repository, index_dir, state_dir, ports)
     try:
-        url = f"127.0.0.1:{running.ports.grpc}"
+        url = f"127.0.0.1:{grpc_port}"
         print()
         index.add([str(documents)], url=url, index_dir=index_dir, repository=repository)
         with Client(url) as client:
@@ -48,8 +51,8 @@ def demo(
                 if not query.stream_answer(client, question):
                     raise InternalError(f"no citation came with the answer to {question!r}")
         if not once:
-            _invite(running.ports.http, url)
-            server.wait(running)
+            _invite(http_port, url)
+            watch(server)
     finally:
         server.stop()
 

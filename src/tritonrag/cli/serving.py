@@ -1,22 +1,26 @@
-"""``tritonrag serve``, ``up``, ``down`` and ``status``: the embedded server."""
+"""``tritonrag serve``, ``up``, ``down``, ``status`` and ``supervise``: servers and their health."""
 
 from __future__ import annotations
 
 import json
 import sys
 import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
+import httpx
 import typer
 
 from tritonrag.cli.options import INDEX, REPOSITORY, AsJson, IndexDir
-from tritonrag.client import AnswerStream, Client
-from tritonrag.errors import NotFound, TritonragError, Unavailable
-from tritonrag.settings import REPOSITORY_VARIABLE, URL_VARIABLE
+from tritonrag.client import Client
+from tritonrag.client.probe import probe as send_probe
+from tritonrag.errors import TritonragError, Unavailable
+from tritonrag.settings import REPOSITORY_VARIABLE, URL_VARIABLE, WATCHDOG_VARIABLE
 
 if TYPE_CHECKING:
-    from tritonrag.server.process import EmbeddedServer, Running
+    from tritonrag.server.process import EmbeddedServer
 
 StateDir = Annotated[Path, typer.Option(help="Folder of the server's state, log and backends.")]
 Repository = Annotated[
@@ -25,6 +29,9 @@ Repository = Annotated[
 HttpPort = Annotated[int, typer.Option(min=1, max=65535, help="HTTP port on 127.0.0.1.")]
 GrpcPort = Annotated[int, typer.Option(min=1, max=65535, help="gRPC port on 127.0.0.1.")]
 MetricsPort = Annotated[int, typer.Option(min=1, max=65535, help="Port of /metrics on 127.0.0.1.")]
+WatchdogPort = Annotated[
+    int, typer.Option(min=1, max=65535, help="Port of the watchdog on 127.0.0.1.")
+]
 
 Config = Annotated[
     str,
@@ -37,13 +44,12 @@ Config = Annotated[
 
 STATE = Path(".tritonrag")
 
-PROBE = "health probe"
-
 
 def register(app: typer.Typer) -> None:
     """Add the commands to ``app``."""
     for command in (serve, up, down, status):
         app.command()(command)
+    app.command(context_settings={"ignore_unknown_options": True})(supervise)
 
 
 def serve(
@@ -53,17 +59,16 @@ def serve(
     http_port: HttpPort = 8000,
     grpc_port: GrpcPort = 8001,
     metrics_port: MetricsPort = 8002,
+    watchdog_port: WatchdogPort = 8003,
     config: Config = "",
 ) -> None:
-    """Run the embedded server in the foreground until Ctrl-C."""
-    ports = (http_port, grpc_port, metrics_port)
-    server, running = start(repository, index_dir, state_dir, ports, config=config, bound=True)
+    """Run the embedded server and its watchdog in the foreground until Ctrl-C."""
+    from tritonrag.server.background import watch
+
+    ports = (http_port, grpc_port, metrics_port, watchdog_port)
+    server = start(repository, index_dir, state_dir, ports, config=config)
     print("Ctrl-C stops the server.")
-    try:
-        code = server.wait(running)
-    finally:
-        server.stop()
-    raise Unavailable(f"the server ended by itself with status {code}; see {server.log}")
+    watch(server)
 
 
 def up(
@@ -73,12 +78,28 @@ def up(
     http_port: HttpPort = 8000,
     grpc_port: GrpcPort = 8001,
     metrics_port: MetricsPort = 8002,
+    watchdog_port: WatchdogPort = 8003,
     config: Config = "",
 ) -> None:
-    """Start the embedded server in the background and wait until it is ready."""
-    ports = (http_port, grpc_port, metrics_port)
-    start(repository, index_dir, state_dir, ports, config=config, bound=False)
+    """Start the embedded server and its watchdog in the background; wait until it is ready."""
+    ports = (http_port, grpc_port, metrics_port, watchdog_port)
+    start(repository, index_dir, state_dir, ports, config=config, in_background=True)
     print("`tritonrag down` stops the server.")
+
+
+def supervise(
+    command: Annotated[list[str], typer.Argument(help="tritonserver and its options, after `--`.")],
+    watchdog_address: Annotated[
+        str, typer.Option(help="Address that the watchdog listens on.")
+    ] = "127.0.0.1",
+    watchdog_port: Annotated[
+        int, typer.Option(min=1, max=65535, help="Port of the watchdog.")
+    ] = 8003,
+) -> None:
+    """Run any tritonserver under the watchdog, as the container does, until SIGTERM."""
+    from tritonrag.server.container import run
+
+    run(command, watchdog_address, watchdog_port)
 
 
 def down(state_dir: StateDir = STATE) -> None:
@@ -94,50 +115,60 @@ def status(
     url: Annotated[
         str, typer.Option(envvar=URL_VARIABLE, help="Ask this gRPC address, host:port, instead.")
     ] = "",
+    watchdog: Annotated[
+        str,
+        typer.Option(
+            envvar=WATCHDOG_VARIABLE,
+            help="Watchdog of the server that --url names, host:port: memory, restarts, queues.",
+        ),
+    ] = "",
     probe: Annotated[
         bool, typer.Option("--probe", help="Send a question through every model: health checks.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Tell whether the server is ready; exit status 1 where it is not."""
-    address, facts = (url, {}) if url else _known(state_dir)
+    """Tell whether the server is ready, and what it takes; exit status 1 where it is not."""
+    address, facts = (url, {"watchdog": watchdog}) if url else _known(state_dir)
     facts |= {"grpc": address, "ready": False}
     started = time.perf_counter()
     try:
         with Client(address, timeout=5) as client:
             facts["ready"] = client.ready()
             if probe:
-                _probe(client)
+                send_probe(client)
                 facts["probe_ms"] = round((time.perf_counter() - started) * 1e3, 1)
     except TritonragError as error:
         facts |= {"ready": False, "error": str(error)}
+    if told := _told(str(facts.pop("watchdog"))):
+        facts |= told | {"ready": facts["ready"] and told["ready"]}
     if as_json:
         print(json.dumps(facts))
     else:
-        print("\n".join(f"{key}: {value}" for key, value in facts.items()))
+        print("\n".join(f"{key}: {_line(value)}" for key, value in facts.items()))
     if not facts["ready"]:
         raise typer.Exit(1)
 
 
-def _probe(client: Client) -> None:
-    """Send a question through every model, down to the thread of the engine.
-
-    It is cancelled beforehand, so that no LLM has to answer it. Where the default collection does
-    not exist, retrieval has answered by saying so, and only `generate` is left to ask.
-    """
+def _told(watchdog: str) -> dict[str, Any]:
+    """Return what a watchdog at ``host:port`` knows; nothing where none is named or answers."""
+    if not watchdog:
+        return {}
     try:
-        _pass_through(client.ask(PROBE, top_k=1))
-    except NotFound:
-        _pass_through(client.generate(PROBE))
+        answer = httpx.get(f"http://{watchdog}/status", timeout=5, trust_env=False)
+        return dict(answer.raise_for_status().json())
+    except (httpx.HTTPError, ValueError) as error:
+        return {"ready": True, "watchdog": f"does not answer at {watchdog} ({error})"}
 
 
-def _pass_through(stream: AnswerStream) -> None:
-    stream.cancel()
-    stream.read()
+def _line(value: object) -> str:
+    if not isinstance(value, Mapping):
+        return str(value)
+    return ", ".join(f"{key} {_line(each)}" for key, each in value.items()) or "none"
 
 
 def _known(state_dir: Path) -> tuple[str, dict[str, object]]:
-    from tritonrag.server.process import HOST, EmbeddedServer
+    from tritonrag.server.ports import HOST
+    from tritonrag.server.process import EmbeddedServer
 
     running = EmbeddedServer(state_dir).running()
     if running is None:
@@ -146,6 +177,7 @@ def _known(state_dir: Path) -> tuple[str, dict[str, object]]:
         "pid": running.pid,
         "http": f"http://{HOST}:{running.ports.http}",
         "metrics": f"http://{HOST}:{running.ports.metrics}/metrics",
+        "watchdog": f"{HOST}:{running.ports.watchdog}" if running.watchdog else "",
         "repository": running.repository,
         **({"config": running.config} if running.config else {}),
         "index": running.index_dir,
@@ -156,32 +188,50 @@ def start(
     repository: Path,
     index_dir: Path,
     state_dir: Path,
-    ports: tuple[int, int, int],
+    ports: tuple[int, int, int, int],
     *,
     config: str = "",
-    bound: bool,
-) -> tuple[EmbeddedServer, Running]:
-    """Start the embedded server on ``ports`` (HTTP, gRPC, metrics) and print where it listens."""
-    from tritonrag.server.process import EmbeddedServer, Ports
+    in_background: bool = False,
+) -> EmbeddedServer:
+    """Start the embedded server on ``ports`` (as :class:`Ports`) and print where it listens.
+
+    In the background it is watched and goes on after this process; else it ends with it.
+    """
+    from tritonrag.server import background
+    from tritonrag.server.ports import Ports
+    from tritonrag.server.process import EmbeddedServer
 
     server = EmbeddedServer(state_dir)
     began = time.perf_counter()
-    interactive = sys.stderr.isatty()
-
-    def progress(line: str) -> None:
-        if interactive:
-            print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
-
-    try:
-        running = server.start(
-            repository, index_dir, Ports(*ports), config=config, bound_to_parent=bound,
-            progress=progress,
-        )  # fmt: skip
-    finally:
-        progress("")
+    at = Ports(*ports)
+    with _progress() as progress:
+        if in_background:
+            running = background.start(
+                server, repository, index_dir, at, config=config, progress=progress
+            )
+        else:
+            running = server.start(
+                repository, index_dir, at, config=config, bound_to_parent=True, progress=progress
+            )
     print(f"server ready in {time.perf_counter() - began:.1f} s (pid {running.pid})")
     print(f"  gRPC     127.0.0.1:{running.ports.grpc}")
     print(f"  HTTP     http://127.0.0.1:{running.ports.http}")
     print(f"  metrics  http://127.0.0.1:{running.ports.metrics}/metrics")
+    print(f"  watchdog http://127.0.0.1:{running.ports.watchdog}/status")
     print(f"  log      {server.log}")
-    return server, running
+    return server
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str], None]]:
+    """Yield what shows a line in place of the one before, on a terminal only."""
+    interactive = sys.stderr.isatty()
+
+    def show(line: str) -> None:
+        if interactive:
+            print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
+
+    try:
+        yield show
+    finally:
+        show("")

@@ -6,16 +6,15 @@ server makes one for itself). Reading needs none.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Self
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Self
 
 import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from tritonrag.client import wire
 from tritonrag.client.addresses import address
 from tritonrag.client.faults import grpc_errors
-from tritonrag.client.over_grpc import channel_options
+from tritonrag.client.over_grpc import channel_options, loaded_versions
 from tritonrag.contract import MODELS
 from tritonrag.errors import SetupError, TritonragError
 from tritonrag.settings import ADMIN_HEADER, ADMIN_KEY_VARIABLE
@@ -50,16 +49,36 @@ class Administration:
         self._channel.close()
 
     def loaded(self) -> dict[str, list[int]]:
-        """Return the versions that are loaded, by model.
+        """Return the versions that are loaded of each model of the contract.
 
         Raises:
             Unavailable: the server does not answer.
         """
+        return loaded_versions(self._stub, self._url, READ_TIMEOUT_S)
+
+    def served(self) -> set[str]:
+        """Return the models that the server means to serve, one whose process died among them.
+
+        Raises:
+            SetupError: the key is not the server's.
+            Unavailable: the server does not answer.
+        """
+        request = service_pb2.RepositoryIndexRequest(ready=True)
+        found = self._ordered(self._stub.RepositoryIndex, request, READ_TIMEOUT_S)
+        return {model.name for model in found.models}
+
+    def decoupled(self, model: str) -> bool:
+        """Return whether a model answers with streams.
+
+        Raises:
+            NotFound: it is not loaded.
+            Unavailable: the server does not answer.
+        """
         with grpc_errors(self._url, READ_TIMEOUT_S):
-            found = self._stub.ModelStatistics(
-                service_pb2.ModelStatisticsRequest(), timeout=READ_TIMEOUT_S
+            answer = self._stub.ModelConfig(
+                service_pb2.ModelConfigRequest(name=model), timeout=READ_TIMEOUT_S
             )
-        return wire.versions((model.name, model.version) for model in found.model_stats)
+        return bool(answer.config.model_transaction_policy.decoupled)
 
     def steps(self, ensemble: str) -> dict[str, int]:
         """Return the version of each model that an ensemble runs; -1 is the highest loaded.
@@ -92,15 +111,18 @@ class Administration:
             SetupError: the server wants another key, or was started not to load models.
             TritonragError: the model cannot be loaded; what was loaded before stays.
         """
-        try:
-            with grpc_errors(self._url, LOAD_TIMEOUT_S):
-                self._stub.RepositoryModelLoad(
-                    service_pb2.RepositoryModelLoadRequest(model_name=model),
-                    timeout=LOAD_TIMEOUT_S,
-                    metadata=[(_METADATA, self._key)] if self._key else [],
-                )
-        except TritonragError as error:
-            raise _explained(error, self._url) from error
+        request = service_pb2.RepositoryModelLoadRequest(model_name=model)
+        self._ordered(self._stub.RepositoryModelLoad, request, LOAD_TIMEOUT_S)
+
+    def unload(self, model: str) -> None:
+        """Make the server give a model up; requests to it and its ensembles fail meanwhile.
+
+        Raises:
+            SetupError: the key is not the server's, or it does not unload models.
+            Unavailable: the server does not answer.
+        """
+        request = service_pb2.RepositoryModelUnloadRequest(model_name=model)
+        self._ordered(self._stub.RepositoryModelUnload, request, READ_TIMEOUT_S)
 
     def steer(self, wanted: Mapping[str, int]) -> Iterator[str]:
         """Make every ensemble use the ``wanted`` versions by model; yield each one reloaded.
@@ -123,6 +145,15 @@ class Administration:
                     f"expected {aim}; start it with --model-config-name=live on this repository"
                 )
             yield name
+
+    def _ordered(self, method: Callable[..., Any], request: Any, timeout: float) -> Any:
+        """Send a request that needs the key."""
+        try:
+            with grpc_errors(self._url, timeout):
+                metadata = [(_METADATA, self._key)] if self._key else []
+                return method(request, timeout=timeout, metadata=metadata)
+        except TritonragError as error:
+            raise _explained(error, self._url) from error
 
 
 def _explained(error: TritonragError, url: str) -> TritonragError:

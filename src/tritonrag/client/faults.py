@@ -42,13 +42,13 @@ _STREAMED = {
 }
 """What Triton's own errors in a stream say, by the code that it leaves out there."""
 
+_BEING_REPLACED = re.compile(
+    r"stub process \S+ is not healthy|has no available versions|is not at ready state", re.I
+)
+"""What Triton says of a model whose process has died, until the watchdog has replaced it."""
+
 _NO_RETRIEVE_K = "unexpected inference input 'retrieve_k'"
 """How Triton refuses an input that its model does not have."""
-
-_GONE = re.compile(
-    r"stub process '(\w+?)_\d+_\d+' is not healthy|model: '(\w+)' has no available versions", re.I
-)
-"""What Triton says of a model whose process has ended, and while it is loaded again."""
 
 _PREFIX = re.compile(r"^(?:in ensemble '[^']*', |\[request id: [^\]]*\] )+")
 
@@ -64,8 +64,8 @@ def from_triton(code: str, message: str) -> TritonragError:
     text = _PREFIX.sub("", message)
     if _NO_RETRIEVE_K in text:
         return no_reranker()
-    if gone := _GONE.search(text):
-        return Unavailable(f"{gone[1] or gone[2]}: is not running at this moment; ask again soon")
+    if _BEING_REPLACED.search(text):
+        return Unavailable(f"a model is being replaced ({text}); try again in a few seconds")
     return from_tagged(text) or from_code(code, text)
 
 

@@ -7,6 +7,7 @@ the one channel, and both kinds of client share everything but ``await``.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Generator, Iterator
 from typing import Any
 
@@ -17,6 +18,7 @@ from tritonrag.client import wire
 from tritonrag.client.addresses import on_this_machine
 from tritonrag.client.faults import from_stream, grpc_errors
 from tritonrag.client.marshalling import Call, Tensors
+from tritonrag.contract import MODELS
 
 _OPTIONS = [
     ("grpc.max_send_message_length", -1),
@@ -59,12 +61,7 @@ class GrpcTransport:
 
     def versions(self, timeout: float | None) -> dict[str, list[int]]:
         """Return the versions that are loaded, by model."""
-        with grpc_errors(self._url, timeout):
-            # The repository's index says as much, but a server may ask a key for it.
-            found = self._stub.ModelStatistics(
-                service_pb2.ModelStatisticsRequest(), timeout=timeout
-            )
-        return wire.versions((model.name, model.version) for model in found.model_stats)
+        return loaded_versions(self._stub, self._url, timeout)
 
     def close(self) -> None:
         """Close the channel."""
@@ -100,14 +97,46 @@ class AsyncGrpcTransport:
     async def versions(self, timeout: float | None) -> dict[str, list[int]]:
         """Return the versions that are loaded, by model."""
         with grpc_errors(self._url, timeout):
-            found = await self._stub.ModelStatistics(
-                service_pb2.ModelStatisticsRequest(), timeout=timeout
-            )
-        return wire.versions((model.name, model.version) for model in found.model_stats)
+            found = await asyncio.gather(*(self._loaded(name, timeout) for name in MODELS))
+        return {name: versions for name, versions in zip(MODELS, found, strict=True) if versions}
+
+    async def _loaded(self, model: str, timeout: float | None) -> list[int]:
+        request = service_pb2.ModelMetadataRequest(name=model)
+        try:
+            return _sorted(await self._stub.ModelMetadata(request, timeout=timeout))
+        except grpc.RpcError as error:
+            return _none_loaded(error)
 
     async def close(self) -> None:
         """Close the channel."""
         await self._channel.close()
+
+
+def loaded_versions(stub: Any, url: str, timeout: float | None) -> dict[str, list[int]]:
+    """Return the versions that are loaded of each model of the contract.
+
+    By the models' metadata: what lists them at once, Triton's statistics and the index of its
+    repository, is closed to whoever has no key.
+    """
+    found: dict[str, list[int]] = {}
+    with grpc_errors(url, timeout):
+        for model in MODELS:
+            request = service_pb2.ModelMetadataRequest(name=model)
+            try:
+                found[model] = _sorted(stub.ModelMetadata(request, timeout=timeout))
+            except grpc.RpcError as error:
+                found[model] = _none_loaded(error)
+    return {model: versions for model, versions in found.items() if versions}
+
+
+def _sorted(metadata: Any) -> list[int]:
+    return sorted(int(version) for version in metadata.versions)
+
+
+def _none_loaded(error: grpc.RpcError) -> list[int]:
+    if error.code() is not grpc.StatusCode.NOT_FOUND:
+        raise error
+    return []
 
 
 def _responses(response: Any) -> Iterator[Tensors]:

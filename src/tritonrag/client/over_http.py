@@ -6,7 +6,7 @@ import asyncio
 import json
 import socket
 import threading
-from collections.abc import AsyncGenerator, Generator, Iterator
+from collections.abc import AsyncGenerator, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from typing import Any
 
@@ -16,10 +16,8 @@ from tritonrag.client import wire
 from tritonrag.client.addresses import on_this_machine
 from tritonrag.client.faults import Deadline, from_http, from_stream, http_errors, understood
 from tritonrag.client.marshalling import Call, Tensors
+from tritonrag.contract import MODELS
 from tritonrag.errors import TritonragError
-
-_STATISTICS = "/v2/models/stats"
-"""Names every version that is loaded. So does the repository's index, but it may need a key."""
 
 
 class HttpTransport:
@@ -41,7 +39,8 @@ class HttpTransport:
     def versions(self, timeout: float | None) -> dict[str, list[int]]:
         """Return the versions that are loaded, by model."""
         with http_errors(self._url, Deadline(timeout)):
-            return _versions(_body(self._http.get(_STATISTICS, timeout=timeout)))
+            answers = [self._http.get(f"/v2/models/{name}", timeout=timeout) for name in MODELS]
+        return _versions(answers)
 
     def stream(self, call: Call, timeout: float | None) -> Generator[Tensors, None, None]:
         """Yield the responses of a call, which is sent when the first is asked for."""
@@ -90,7 +89,9 @@ class AsyncHttpTransport:
         """Return the versions that are loaded, by model."""
         with http_errors(self._url, Deadline(timeout)):
             async with asyncio.timeout(timeout):
-                return _versions(_body(await self._http.get(_STATISTICS)))
+                asked = (self._http.get(f"/v2/models/{name}") for name in MODELS)
+                answers = await asyncio.gather(*asked)
+        return _versions(answers)
 
     async def stream(self, call: Call, timeout: float | None) -> AsyncGenerator[Tensors, None]:
         """Yield the responses of a call, which is sent when the first is asked for."""
@@ -178,9 +179,24 @@ def _parsed(text: str) -> Any:
     return json.loads(text)
 
 
+def _versions(answers: Iterable[httpx.Response]) -> dict[str, list[int]]:
+    """Return the versions that are loaded, from the metadata of each model of the contract."""
+    found = {
+        model: _loaded(_body(answer))
+        for model, answer in zip(MODELS, answers, strict=True)
+        if not _unknown(answer)
+    }
+    return {model: versions for model, versions in found.items() if versions}
+
+
 @understood
-def _versions(statistics: dict[str, list[dict[str, str]]]) -> dict[str, list[int]]:
-    return wire.versions((m["name"], m["version"]) for m in statistics["model_stats"])
+def _loaded(metadata: dict[str, Any]) -> list[int]:
+    return sorted(int(version) for version in metadata["versions"])
+
+
+def _unknown(answer: httpx.Response) -> bool:
+    """Return whether a model is not loaded; Triton says so with 400 or 404 and this text."""
+    return answer.status_code in (400, 404) and "unknown model" in answer.text
 
 
 @contextmanager

@@ -6,7 +6,7 @@ Tensors go as raw little-endian bytes in protobuf and as plain values in JSON.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -123,14 +123,6 @@ def from_fields(call: Call, response: dict[str, Any]) -> Tensors:
         output.name: np.array([[response[output.name]]], np.object_)
         for output in call.model.outputs
     }
-
-
-def versions(models: Iterable[tuple[str, str]]) -> dict[str, list[int]]:
-    """Return the versions of each model from ``(name, version)`` pairs, lowest first."""
-    found: dict[str, list[int]] = {}
-    for name, version in models:
-        found.setdefault(name, []).append(int(version))
-    return {name: sorted(numbers) for name, numbers in found.items()}
 
 
 def _pack(datatype: str, values: Sequence[Any]) -> bytes:

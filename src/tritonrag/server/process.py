@@ -8,15 +8,12 @@ The state folder (``.tritonrag``) holds ``server.json`` (process, ports, shared-
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
-import secrets
-import signal
-import socket
+import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import httpx
@@ -28,12 +25,11 @@ from tritonrag.artifacts import RerankerManifest
 from tritonrag.contract import MODELS, RERANK
 from tritonrag.errors import SetupError, Unavailable
 from tritonrag.server import installation
-from tritonrag.server.log import cause
-from tritonrag.settings import ADMIN_HEADER
+from tritonrag.server.control import Control
+from tritonrag.server.launch import Launch, Triton, admin_key, clean_up
+from tritonrag.server.ports import HOST, Ports
+from tritonrag.server.watchdog import Watchdog
 
-HOST = "127.0.0.1"
-HTTP_PORT, GRPC_PORT, METRICS_PORT = 8000, 8001, 8002
-SHARED_MEMORY = Path("/dev/shm")
 EXIT_TIMEOUT_S = 2
 """What Triton may take to end its models; then it is killed."""
 
@@ -41,19 +37,11 @@ PROGRESS = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Ports:
-    """The server's ports on the loopback address."""
-
-    http: int = HTTP_PORT
-    grpc: int = GRPC_PORT
-    metrics: int = METRICS_PORT
-
-
-@dataclass(frozen=True)
 class Running:
     """A server that was started: its process, where it listens and what it serves.
 
-    ``key`` is what it wants of whoever loads models.
+    ``key`` opens its closed APIs. ``watchdog`` is the process that watches it, 0 where none does,
+    and ``watching`` when that was started. Times are in seconds since 1970.
     """
 
     pid: int
@@ -64,16 +52,18 @@ class Running:
     index_dir: str
     config: str = ""
     key: str = field(default="", repr=False)
+    watchdog: int = 0
+    watching: float = 0
 
     @property
     def alive(self) -> bool:
-        """Whether the very process that was started still runs."""
-        try:
-            process = psutil.Process(self.pid)
-            same = abs(process.create_time() - self.started) < 1
-            return bool(same and process.status() != psutil.STATUS_ZOMBIE)
-        except psutil.NoSuchProcess:
-            return False
+        """Whether the server still runs, or is watched and so will run again."""
+        return _runs(self.pid, self.started) or self.watched
+
+    @property
+    def watched(self) -> bool:
+        """Whether its watchdog runs."""
+        return self.watchdog > 0 and _runs(self.watchdog, self.watching)
 
     @property
     def ready(self) -> bool:
@@ -90,10 +80,13 @@ class EmbeddedServer:
 
     def __init__(self, state_dir: Path) -> None:
         """Use ``state_dir``, which is made when a server starts."""
-        self._dir = state_dir.resolve()
-        self._state = self._dir / "server.json"
-        self.log = self._dir / "server.log"
-        self._child: subprocess.Popen[bytes] | None = None
+        self.folder = state_dir.resolve()
+        self._state = self.folder / "server.json"
+        self.log = self.folder / "server.log"
+        self.watchdog_log = self.folder / "watchdog.log"
+        self._triton: Triton | None = None
+        self.background: subprocess.Popen[bytes] | None = None
+        """The process that was started to watch the server, where it was from here."""
 
     def running(self) -> Running | None:
         """Return the server that runs, or None."""
@@ -111,7 +104,7 @@ class EmbeddedServer:
         timeout_s: float = 120,
         progress: PROGRESS = lambda line: None,
     ) -> Running:
-        """Start the server and return when every model is ready.
+        """Start the server and return when every model is ready; nothing watches it yet.
 
         ``config`` names a config variant (``<model>/configs/<name>.pbtxt``) for every model that
         has it. ``bound_to_parent``: the server ends when this process does, however it ends.
@@ -121,16 +114,81 @@ class EmbeddedServer:
                 to load; the message has the cause.
             Unavailable: not ready within ``timeout_s``.
         """
-        _make_folder(self._dir, "state-dir")
+        self.make_folder()
         with self._only_one_start():
-            return self._start(
-                repository, index_dir, ports, config, bound_to_parent, timeout_s, progress
+            self._check(repository, index_dir, ports, config)
+            found = installation.find()
+            installation.lay_out_backends(found, self.folder / "backends")
+            key = admin_key()
+            self.log.unlink(missing_ok=True)
+            self._triton = Triton(
+                Launch(
+                    _command(found, self.folder / "backends", repository, ports, config),
+                    installation.environment(found, index_dir),
+                    key,
+                    self.log,
+                    bound_to_parent,
+                )
             )
+            self._triton.start()
+            blank = Running(
+                0, 0, "", ports, str(repository.resolve()), str(index_dir.resolve()), config, key
+            )
+            started = self._save(_now(blank, self._triton))
+            try:
+                self._await_ready(self._triton, started, timeout_s, progress)
+            except BaseException:
+                self.stop()
+                raise
+            return started
 
-    def _start(
-        self, repository: Path, index_dir: Path, ports: Ports, config: str, bound_to_parent: bool,
-        timeout_s: float, progress: PROGRESS,
-    ) -> Running:  # fmt: skip
+    def make_folder(self) -> None:
+        """Make the state folder.
+
+        Raises:
+            SetupError: it cannot be made.
+        """
+        _make_folder(self.folder, "state-dir")
+
+    def watch(self) -> Watchdog:
+        """Return a watchdog over the server that was started here, to be run in this process."""
+        running, triton = self._known(), self._triton
+        if running is None or triton is None:
+            raise SetupError(f"{self.folder}: no server was started here that could be watched")
+        started = psutil.Process().create_time()
+        watched = self._save(replace(running, watchdog=os.getpid(), watching=started))
+        return Watchdog(
+            triton,
+            Control(running.ports, running.key),
+            restarted=lambda: self._save(_now(watched, triton)),
+        )
+
+    def stop(self, timeout_s: float = EXIT_TIMEOUT_S + 1) -> bool:
+        """Stop the server and remove what it left; return whether one ran."""
+        running = self.running()
+        if running:
+            if running.watched and running.watchdog != os.getpid():
+                _end(running.watchdog, 2 * timeout_s)  # it ends its server, and starts no other
+            if _runs(running.pid, running.started):
+                _end(running.pid, timeout_s)
+        if self.background:
+            self.background.wait()
+            self.background = None
+        self.clean_up()
+        return running is not None
+
+    def clean_up(self) -> None:
+        """End the processes of the last server and remove its shared memory and state file."""
+        known = self._known()
+        if known is None:
+            return
+        clean_up(known.prefix)
+        if self._triton:
+            self._triton.end()
+            self._triton = None
+        self._state.unlink(missing_ok=True)
+
+    def _check(self, repository: Path, index_dir: Path, ports: Ports, config: str) -> None:
         if running := self.running():
             raise SetupError(
                 f"a server runs already (pid {running.pid}, gRPC port {running.ports.grpc}); "
@@ -140,79 +198,28 @@ class EmbeddedServer:
         _check_repository(repository)
         _check_config(repository, config)
         rollout.refresh(repository)
-        _check_ports(ports)
-        found = installation.find()
+        ports.check_free()
         _make_folder(index_dir, "index-dir")
-        installation.lay_out_backends(found, self._dir / "backends")
-        prefix = f"tritonrag_{secrets.token_hex(4)}_"
-        key = secrets.token_hex(16)
-        process = self._spawn(
-            found, repository, index_dir, ports, config, prefix, key, bound_to_parent
-        )
-        self._child = process
-        started = Running(
-            process.pid, psutil.Process(process.pid).create_time(), prefix, ports,
-            str(repository.resolve()), str(index_dir.resolve()), config, key,
-        )  # fmt: skip
-        self._save(started)
-        try:
-            self._await_ready(process, started, timeout_s, progress)
-        except BaseException:
-            self.stop()
-            raise
-        return started
-
-    def stop(self, timeout_s: float = EXIT_TIMEOUT_S + 1) -> bool:
-        """Stop the server and remove what it left; return whether one ran."""
-        running = self.running()
-        if running:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process = psutil.Process(running.pid)
-                process.terminate()
-                with contextlib.suppress(psutil.TimeoutExpired):
-                    process.wait(timeout_s)
-        self.clean_up()
-        return running is not None
-
-    def clean_up(self) -> None:
-        """End the processes of the last server and remove its shared memory and state file."""
-        known = self._known()
-        if known is None:
-            return
-        remains = list(_processes(known))
-        for process in remains:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        psutil.wait_procs(remains, timeout=2)
-        if self._child:
-            self._child.wait()
-            self._child = None
-        for file in SHARED_MEMORY.glob(f"{known.prefix}*"):
-            file.unlink(missing_ok=True)
-        self._state.unlink(missing_ok=True)
-
-    def wait(self, running: Running) -> int:
-        """Wait until the server ends by itself; return its exit status (1 where unknown)."""
-        with contextlib.suppress(psutil.NoSuchProcess):
-            return int(psutil.Process(running.pid).wait() or 0)
-        return 1
 
     @contextlib.contextmanager
     def _only_one_start(self) -> Iterator[None]:
-        lock = FileLock(self._dir / "start.lock")
+        lock = FileLock(self.folder / "start.lock")
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            raise SetupError(f"{self._dir}: another start is under way; wait for it") from None
+            raise SetupError(f"{self.folder}: another start is under way; wait for it") from None
         try:
             yield
         finally:
             lock.release()
 
-    def _save(self, running: Running) -> None:
-        self._state.unlink(missing_ok=True)
-        self._state.touch(mode=0o600)  # it holds the key
-        self._state.write_text(json.dumps(asdict(running), indent=2), encoding="utf-8")
+    def _save(self, running: Running) -> Running:
+        new = self._state.with_suffix(".new")
+        new.unlink(missing_ok=True)
+        new.touch(mode=0o600)  # it holds the key
+        new.write_text(json.dumps(asdict(running), indent=2), encoding="utf-8")
+        new.replace(self._state)
+        return running
 
     def _known(self) -> Running | None:
         try:
@@ -224,66 +231,62 @@ class EmbeddedServer:
             self._state.unlink()
             return None
 
-    def _spawn(
-        self, found: installation.Installation, repository: Path, index_dir: Path, ports: Ports,
-        config: str, prefix: str, key: str, bound_to_parent: bool,
-    ) -> subprocess.Popen[bytes]:  # fmt: skip
-        command = [
-            str(found.binary),
-            f"--model-repository={repository.resolve()}",
-            f"--backend-directory={self._dir / 'backends'}",
-            f"--backend-config=python,shm-region-prefix-name={prefix}",
-            "--disable-auto-complete-config",
-            "--model-control-mode=explicit",
-            *(f"--load-model={name}" for name in _models(repository, config)),
-            f"--model-config-name={rollout.config_name(config)}",
-            f"--http-restricted-api=model-repository:{ADMIN_HEADER}={key}",
-            f"--grpc-restricted-protocol=model-repository:{ADMIN_HEADER}={key}",
-            f"--exit-timeout-secs={EXIT_TIMEOUT_S}",
-            f"--http-address={HOST}", f"--http-port={ports.http}",
-            f"--grpc-address={HOST}", f"--grpc-port={ports.grpc}",
-            f"--metrics-address={HOST}", f"--metrics-port={ports.metrics}",
-        ]  # fmt: skip
-        with self.log.open("wb") as log:
-            return subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=installation.environment(found, index_dir),
-                start_new_session=True,
-                preexec_fn=_end_with_parent if bound_to_parent else None,
-            )
-
     def _await_ready(
-        self,
-        process: subprocess.Popen[bytes],
-        started: Running,
-        timeout_s: float,
-        progress: PROGRESS,
+        self, triton: Triton, started: Running, timeout_s: float, progress: PROGRESS
     ) -> None:
         begun = time.monotonic()
         while not started.ready:
             seconds = time.monotonic() - begun
-            if process.poll() is not None:
-                raise SetupError(self._why(process.returncode))
+            if not triton.alive:
+                raise triton.failure()
             if seconds > timeout_s:
                 raise Unavailable(f"not ready after {timeout_s:.0f} s; see {self.log}")
             progress(f"waiting for the models … {seconds:.0f} s")
             time.sleep(0.1)
-
-    def _why(self, status: int) -> str:
-        found = cause(self.log.read_text(encoding="utf-8", errors="replace"))
-        reason = found or f"it ended with status {status}"
-        return f"the server did not start: {reason}\n(whole log: {self.log})"
+        triton.close_regions()
 
 
-def _processes(known: Running) -> Iterator[psutil.Process]:
-    """Yield the server and the stubs of its models, by the prefix in their command lines."""
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-            if any(known.prefix in argument for argument in process.cmdline()):
-                yield process
+def _now(running: Running, triton: Triton) -> Running:
+    """Return ``running`` with the process that was started last."""
+    started = psutil.Process(triton.pid).create_time()
+    return replace(running, pid=triton.pid, started=started, prefix=triton.prefix)
+
+
+def _runs(pid: int, started: float) -> bool:
+    """Return whether the very process that was started at a time still runs."""
+    try:
+        process = psutil.Process(pid)
+        same = abs(process.create_time() - started) < 1
+        return bool(same and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _end(pid: int, timeout_s: float) -> None:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process = psutil.Process(pid)
+        process.terminate()
+        with contextlib.suppress(psutil.TimeoutExpired):
+            process.wait(timeout_s)
+
+
+def _command(
+    found: installation.Installation, backends: Path, repository: Path, ports: Ports, config: str
+) -> list[str]:
+    return [
+        str(found.binary),
+        f"--model-repository={repository.resolve()}",
+        f"--backend-directory={backends}",
+        "--disable-auto-complete-config",
+        "--model-control-mode=explicit",
+        *(f"--load-model={name}" for name in _models(repository, config)),
+        f"--model-config-name={rollout.config_name(config)}",
+        f"--exit-timeout-secs={EXIT_TIMEOUT_S}",
+        *(f"--{kind}-address={HOST}" for kind in ("http", "grpc", "metrics")),
+        f"--http-port={ports.http}",
+        f"--grpc-port={ports.grpc}",
+        f"--metrics-port={ports.metrics}",
+    ]
 
 
 def _check_repository(repository: Path) -> None:
@@ -318,39 +321,3 @@ def _make_folder(folder: Path, option: str) -> None:
         raise SetupError(
             f"{folder}: cannot be made a folder ({error.strerror}); choose another with --{option}"
         ) from error
-
-
-def _check_ports(ports: Ports) -> None:
-    if len(set(asdict(ports).values())) < len(asdict(ports)):
-        raise SetupError(
-            f"the ports are {ports.http}, {ports.grpc} and {ports.metrics} (HTTP, gRPC, metrics); "
-            "choose three different ones"
-        )
-    for name, port in asdict(ports).items():
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((HOST, port))
-            except OSError as error:
-                raise SetupError(
-                    f"{name} port {port} is in use ({error.strerror}); choose another with "
-                    f"--{name}-port, or stop what uses it"
-                ) from error
-
-
-def _end_with_parent() -> None:
-    """Ask the kernel to send SIGTERM to this process when its parent ends (Linux)."""
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
-
-
-def free_ports() -> Ports:
-    """Return three ports that are free now."""
-    sockets = [socket.socket() for _ in range(3)]
-    try:
-        for each in sockets:
-            each.bind((HOST, 0))
-        return Ports(*(each.getsockname()[1] for each in sockets))
-    finally:
-        for each in sockets:
-            each.close()

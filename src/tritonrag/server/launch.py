@@ -1,0 +1,244 @@
+"""Starts one ``tritonserver`` process the way every deployment needs it, and cleans up after it.
+
+What every start adds, embedded or in the container:
+
+- the APIs that control the server are closed to whoever has no key (:data:`CLOSED`);
+- the key is wiped from the process list as soon as the server has read it;
+- a stack of a gibibyte: release 24.10 puts a row for each piece of a request's body on a thread's
+  stack, so that a body in many small pieces ends the server with signal 11 at the usual 8 MiB;
+- a prefix for its shared memory, so that what a killed server leaves behind can be told from
+  everybody else's, and modes that let no other user read it, since requests cross there;
+- no pool of gRPC messages: each of its eight would keep the memory of the largest request so far.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import resource
+import secrets
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from tritonrag.errors import SetupError
+from tritonrag.server.log import cause
+from tritonrag.settings import ADMIN_HEADER, ADMIN_KEY_VARIABLE
+
+SHARED_MEMORY = Path("/dev/shm")
+
+CLOSED = ("model-repository", "shared-memory", "trace", "logging", "statistics")
+"""Triton's APIs that need the key. With the first two a caller could run code in the server, and
+read the requests of others out of its shared memory."""
+
+MIN_KEY = 16
+"""Fewest characters of a key that somebody chose."""
+
+STACK_BYTES = 1 << 30
+"""Address space for the stack of each thread, of which only what is used takes memory."""
+
+PARSED_S = 5.0
+"""How long a server may take to read its options; it takes less than a tenth of a second."""
+
+END_S = 2.0
+"""How long the processes of a killed server may take to end."""
+
+_LIBC = ctypes.CDLL(None)
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How to start a server: its program and options, its environment and its log.
+
+    ``key`` opens the closed APIs. ``log`` None lets the server write where this process does.
+    ``bound`` makes the server end with the thread that starts it, however that ends.
+    """
+
+    command: Sequence[str]
+    environment: Mapping[str, str]
+    key: str = field(repr=False)
+    log: Path | None = None
+    bound: bool = True
+
+
+class Triton:
+    """A server that can be started, ended and started again."""
+
+    def __init__(self, how: Launch) -> None:
+        """Start nothing yet."""
+        self._how = how
+        self._process: subprocess.Popen[bytes] | None = None
+        self.prefix = ""
+        """Part of the command line of all processes of the last start."""
+
+    @property
+    def pid(self) -> int:
+        """The process of the last start; 0 before the first."""
+        return self._process.pid if self._process else 0
+
+    @property
+    def alive(self) -> bool:
+        """Whether it runs."""
+        return self._process is not None and self._process.poll() is None
+
+    def start(self) -> None:
+        """Start the server; return when it has read its options."""
+        how = self._how
+        self.prefix = f"tritonrag_{secrets.token_hex(4)}_"
+        command = [
+            *how.command,
+            f"--backend-config=python,shm-region-prefix-name={self.prefix}",
+            "--grpc-infer-allocation-pool-size=0",
+            *_closed(how.key),
+        ]
+        with contextlib.ExitStack() as opened:
+            log = opened.enter_context(how.log.open("ab")) if how.log else None
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT if log else None,
+                env=_without_key(how.environment),
+                start_new_session=True,
+                preexec_fn=lambda: _prepare(how.bound),
+            )
+        _hide(self._process, how.key)
+
+    def end(self, timeout_s: float = 0) -> None:
+        """End the server, which may take ``timeout_s`` for its answers, and what it leaves."""
+        if self._process is None:
+            return
+        if timeout_s and self.alive:
+            self._process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(timeout_s)
+        clean_up(self.prefix)
+        self._process.kill()
+        self._process.wait()
+
+    def close_regions(self) -> None:
+        """Let nobody else read the shared memory, which Triton opens to all users of the machine.
+
+        To be called again and again: each process of a model makes a region.
+        """
+        for file in SHARED_MEMORY.glob(f"{self.prefix}*"):
+            with contextlib.suppress(OSError):  # it has just gone
+                file.chmod(0o600)
+
+    def process(self) -> psutil.Process:
+        """Return the process of the last start.
+
+        Raises:
+            psutil.NoSuchProcess: it has ended, or none was started.
+        """
+        if self._process is None:
+            raise psutil.NoSuchProcess(0)
+        return psutil.Process(self._process.pid)
+
+    def children(self) -> list[psutil.Process]:
+        """Return the processes that the server started; none where it has ended."""
+        try:
+            return list(self.process().children()) if self.alive else []
+        except psutil.NoSuchProcess:
+            return []
+
+    def failure(self) -> SetupError:
+        """Return why the server did not start, as far as its log tells."""
+        status = self._process.poll() if self._process else None
+        if self._how.log is None:
+            return SetupError(f"the server did not start (status {status}); its log says why")
+        found = cause(self._how.log.read_text(encoding="utf-8", errors="replace"))
+        reason = found or f"it ended with status {status}"
+        return SetupError(f"the server did not start: {reason}\n(whole log: {self._how.log})")
+
+
+def admin_key() -> str:
+    """Return the key of ``TRITONRAG_ADMIN_KEY``, or else a new one.
+
+    Raises:
+        SetupError: the key is too short.
+    """
+    key = os.environ.get(ADMIN_KEY_VARIABLE) or secrets.token_hex(16)
+    if len(key) < MIN_KEY:
+        raise SetupError(
+            f"{ADMIN_KEY_VARIABLE} has {len(key)} characters, expected {MIN_KEY} or more: whoever "
+            "has it can run code in the server"
+        )
+    return key
+
+
+def _without_key(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return what the server inherits: its models need no key."""
+    return {name: each for name, each in environment.items() if name != ADMIN_KEY_VARIABLE}
+
+
+def processes(prefix: str) -> Iterator[psutil.Process]:
+    """Yield the server and the processes of its models, by the prefix in their command lines."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            if any(prefix in argument for argument in process.cmdline()):
+                yield process
+
+
+def clean_up(prefix: str) -> None:
+    """Kill what is left of a server and remove its shared memory."""
+    remains = list(processes(prefix))
+    for process in remains:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(remains, timeout=END_S)
+    for file in SHARED_MEMORY.glob(f"{prefix}*"):
+        file.unlink(missing_ok=True)
+
+
+def _closed(key: str) -> list[str]:
+    apis = ",".join(CLOSED)
+    return [
+        f"--{option}={apis}:{ADMIN_HEADER}={key}"
+        for option in ("http-restricted-api", "grpc-restricted-protocol")
+    ]
+
+
+def _prepare(bound: bool) -> None:
+    """Set what the server inherits; runs in the new process, before the program."""
+    _, hard = resource.getrlimit(resource.RLIMIT_STACK)
+    soft = STACK_BYTES if hard == resource.RLIM_INFINITY else min(STACK_BYTES, hard)
+    resource.setrlimit(resource.RLIMIT_STACK, (soft, hard))
+    os.umask(0o077)
+    if bound:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _hide(process: subprocess.Popen[bytes], key: str) -> None:
+    """Overwrite the key in the command line that everybody on this machine can read.
+
+    Triton takes the key from no other place. It has copied its options once it starts a second
+    thread; a parent may then write the memory of its child.
+    """
+    deadline = time.monotonic() + PARSED_S
+    with contextlib.suppress(psutil.Error, OSError):
+        while psutil.Process(process.pid).num_threads() < 2:
+            if process.poll() is not None or time.monotonic() > deadline:
+                return
+            time.sleep(0.005)
+        _overwrite(process.pid, key.encode())
+
+
+def _overwrite(pid: int, secret: bytes) -> None:
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    start, end = int(fields[45]), int(fields[46])  # arg_start and arg_end, see proc(5)
+    with Path(f"/proc/{pid}/mem").open("r+b", buffering=0) as memory:
+        memory.seek(start)
+        arguments = memory.read(end - start)
+        at = arguments.find(secret)
+        while at >= 0:
+            memory.seek(start + at)
+            memory.write(b"*" * len(secret))
+            at = arguments.find(secret, at + 1)
