@@ -25,6 +25,7 @@ import psutil
 
 from tritonrag.client import Client
 from tritonrag.errors import SetupError
+from tritonrag.server import background
 from tritonrag.server.ports import HOST, free_ports
 from tritonrag.server.process import EmbeddedServer, Running
 from tritonrag.settings import ADMIN_HEADER, INDEX_DIR_VARIABLE, URL_VARIABLE
@@ -93,6 +94,11 @@ class Served:
         """The URL of HTTP, without a path."""
         return f"http://{HOST}:{self.running.ports.http}"
 
+    @property
+    def watchdog(self) -> str:
+        """The URL of the watchdog, without a path."""
+        return f"http://{HOST}:{self.running.ports.watchdog}"
+
     def config(self, model: str) -> dict[str, Any]:
         """Return the configuration of a model as the server has read it."""
         found: dict[str, Any] = self._get(f"models/{model}/config")
@@ -137,10 +143,12 @@ def served(
     documents: Path = HANDBOOK,
     index_dir: Path | None = None,
     config: str = "",
+    watched: bool = False,
 ) -> Iterator[Served]:
     """Serve ``index_dir``, or else an index made of ``documents``; stop the server at the end.
 
-    ``config`` names the config variant to serve, "" for none.
+    ``config`` names the config variant to serve, "" for none. ``watched``: with the watchdog, as
+    ``tritonrag up`` does.
 
     Raises:
         SetupError: the server does not start, or the documents cannot be indexed.
@@ -151,9 +159,12 @@ def served(
         target = index_dir or folder / "index"
         say("starting the server …")
         try:
-            running = server.start(
-                repository, target, free_ports(), config=config, bound_to_parent=True
-            )
+            if watched:
+                running = background.start(server, repository, target, free_ports(), config=config)
+            else:
+                running = server.start(
+                    repository, target, free_ports(), config=config, bound_to_parent=True
+                )
             each = Served(running, repository, target, folder / "state" / "backends")
             if index_dir is None:
                 index(each, documents)
