@@ -82,16 +82,18 @@ class Cases:
     tolerance: float
 
 
-async def asked_alone(each: Served, client: AsyncClient) -> Cases:
-    """Ask everything once, alone, and keep what has an answer of its own."""
+async def asked_alone(
+    each: Served, client: AsyncClient, searches_of: int = SEARCH_CASES, asks_of: int = ASK_CASES
+) -> Cases:
+    """Ask so many questions once, alone, and keep those that have an answer of their own."""
     say("asking every question alone …")
     texts = [step["question"]["content"][0] for step in json.loads(QUESTIONS.read_text())["data"]]
     searches: dict[Any, SearchCase] = {}
-    for question, top_k in zip(texts[:SEARCH_CASES], itertools.cycle(TOP_KS), strict=False):
+    for question, top_k in zip(texts[:searches_of], itertools.cycle(TOP_KS), strict=False):
         found = await client.search(question, top_k=top_k)
         searches.setdefault(named(found), SearchCase(question, top_k, found))
     asks: dict[Any, AskCase] = {}
-    for question in texts[:ASK_CASES]:
+    for question in texts[:asks_of]:
         answer = await asked(client, question)
         asks.setdefault(named(answer.citations), AskCase(question, answer))
     precision = EmbedderManifest.load(each.repository).precision

@@ -55,6 +55,7 @@ from tritonrag.client import AsyncClient
 from tritonrag.errors import TritonragError
 
 SAVE_S, LIVE_S = 10, 30
+QUICK_CASES = 8
 SNAPSHOT_PASSAGES = 2000
 SETTLE_S, MEDIAN_S = 600, 300
 MIN_MEMORY_S = 2 * SETTLE_S
@@ -110,7 +111,7 @@ class Run:
             if not refusal:
                 found.setdefault(f"failed as {failure.error}", []).append(told)
             elif self.mode != "overload" and not self.in_window(failure):
-                found.setdefault("unavailable without a kill", []).append(told)
+                found.setdefault("unavailable too long after a kill", []).append(told)
         for problem in filter(None, (kill.problem() for kill in self._over())):
             found.setdefault("slow recovery", []).append(problem)
         if problem := self._memory_problem():
@@ -201,7 +202,7 @@ async def load(each: Served, run: Run, path: Path, origin: dict[str, Any]) -> No
     publisher = publisher_of(each, SNAPSHOT_PASSAGES)
     publisher.publish(0)
     async with AsyncClient(each.grpc, timeout=TIMEOUT_S) as client:
-        cases = await asked_alone(each, client)
+        cases = await asked_alone(each, client, *([QUICK_CASES] * 2 if options.quick else []))
         await _live(client, 0)
         before = each.processes()
         run.began = time.monotonic()
@@ -372,7 +373,7 @@ def _options() -> argparse.Namespace:
     options = parser.parse_args()
     if options.quick:
         options.minutes, options.clients = options.minutes or 0.25, options.clients or 8
-        options.kill_every, options.swap_every = 3, 3
+        options.kill_every, options.swap_every = 2, 3
         options.kills = min(options.kills, 1)
     options.minutes = options.minutes or (10 if options.overload else 60)
     options.clients = options.clients or (256 if options.overload else 32)

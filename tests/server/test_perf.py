@@ -133,3 +133,23 @@ def test_the_bulk_measurement_tells_how_much_the_run_keeps_of_the_embedder(tmp_p
     assert 1 <= summary["changed_embedded"] < summary["passages"]
     (record,) = (tmp_path / "results").glob("*-bulk.json")
     assert json.loads(record.read_text(encoding="utf-8"))["summary"] == summary
+
+
+def test_a_short_soak_kills_swaps_and_writes_what_it_saw(tmp_path: Path) -> None:
+    ended = subprocess.run(
+        [sys.executable, PERF / "soak.py", "--quick", "--output", tmp_path],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    summary = json.loads(ended.stdout.splitlines()[-1])
+    slow = {"slow recovery", "unavailable too long after a kill"}
+    assert summary["violations"].keys() <= slow, summary  # the machine may be
+    assert ended.returncode == (0 if summary["ok"] else 1)
+    assert summary["right"].keys() == {"search", "swapped", "rag", "embed", "bad", "vanished"}
+    assert summary["swaps"] >= 1
+    (record,) = tmp_path.glob("*-soak-mixed.json")
+    written = json.loads(record.read_text(encoding="utf-8"))
+    assert written["finished"]
+    assert written["summary"] == summary
+    assert written["kills"][0]["answered_s"] > 0
+    assert written["memory_mb"][0][1] > 100
+    assert written.keys() >= {"command", "commit", "versions", "machine"}
