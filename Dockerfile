@@ -37,24 +37,27 @@ ENV PATH=/opt/tritonrag/bin:${PATH} \
     CUDA_CACHE_PATH=/tmp/cuda \
     TRITONRAG_REPOSITORY=/models \
     TRITONRAG_INDEX_DIR=/index \
-    TRITONRAG_URL=127.0.0.1:8001
+    TRITONRAG_URL=127.0.0.1:8001 \
+    TRITONRAG_WATCHDOG=127.0.0.1:8003
 
-COPY --chmod=755 deploy/container/serve.sh /usr/local/bin/
 # A named volume takes over the owner of the folder it is first mounted on.
 RUN install --directory --owner=1000 --group=1000 /index
 # The user triton-server of the base image, as a number so that Kubernetes can see it is not root.
 USER 1000:1000
 WORKDIR /tmp
 
-EXPOSE 8000 8001 8002
+EXPOSE 8000 8001 8002 8003
 
 # A model's process can die while /v2/health/ready still says 200: ask a real question.
 HEALTHCHECK --interval=30s --timeout=10s --start-period=180s --retries=3 \
     CMD ["tritonrag", "status", "--probe"]
 
+# The watchdog replaces a model or a server that died: a restart policy acts on neither an unhealthy
+# container nor a model's process. It opens Triton's closed APIs with TRITONRAG_ADMIN_KEY alone.
 # On SIGTERM answers that are being streamed have 30 s to end; docker-compose.yml waits longer.
 # configs/live.pbtxt beside a config.pbtxt names the versions in use (`tritonrag models`).
-CMD ["serve.sh", "--model-repository=/models", "--exit-timeout-secs=30", \
+CMD ["tritonrag", "supervise", "--watchdog-address=0.0.0.0", "--", \
+    "tritonserver", "--model-repository=/models", "--exit-timeout-secs=30", \
     "--model-control-mode=explicit", "--model-config-name=live", \
     "--load-model=tokenize", "--load-model=embed", "--load-model=retrieve", \
     "--load-model=prompt", "--load-model=generate", \

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import importlib.metadata
 import json
-import os
 import re
 import shlex
 import subprocess
@@ -24,8 +23,8 @@ from typer.testing import CliRunner
 
 from tritonrag.contract import MODELS, RERANK
 from tritonrag.rollout import config_name
-from tritonrag.server.ports import GRPC_PORT, HTTP_PORT, METRICS_PORT
-from tritonrag.settings import ADMIN_HEADER
+from tritonrag.server.launch import STACK_BYTES
+from tritonrag.server.ports import GRPC_PORT, HTTP_PORT, METRICS_PORT, WATCHDOG_PORT
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = ROOT / "docker-compose.yml"
@@ -33,7 +32,7 @@ COMPOSE_RERANK = ROOT / "docker-compose.rerank.yml"
 DOCKERFILE = ROOT / "Dockerfile"
 GPU_LOCK = ROOT / "deploy/container/requirements-gpu.txt"
 OURS = ("TRITONRAG_", "LLM_")
-PORTS = {str(port) for port in (HTTP_PORT, GRPC_PORT, METRICS_PORT)}
+PORTS = {str(port) for port in (HTTP_PORT, GRPC_PORT, METRICS_PORT, WATCHDOG_PORT)}
 
 
 @pytest.fixture(scope="module")
@@ -201,27 +200,23 @@ def test_commands_are_those_of_the_command_line(
     assert services["index"]["command"][-1] in mounts(services["index"])
 
 
-def test_models_are_loaded_for_a_key_alone(dockerfile: DockerfileParser, tmp_path: Path) -> None:
-    """Whoever may load models may run code; the server itself gets the key from the environment."""
-    (tmp_path / "tritonserver").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
-    (tmp_path / "tritonserver").chmod(0o755)
-    script, *command = last_command(dockerfile, "CMD")
-    path = f"{tmp_path}:{os.environ['PATH']}"
-    for environment, key in (({"TRITONRAG_ADMIN_KEY": "k"}, "k"), ({}, "[0-9a-f]{32}")):
-        done = subprocess.run(
-            ["sh", str(ROOT / "deploy/container" / script), *command],
-            env=environment | {"PATH": path}, capture_output=True, text=True, timeout=10,
-            check=True,
-        )  # fmt: skip
-        *passed, http, grpc = done.stdout.splitlines()
-        assert passed == command
-        assert re.fullmatch(f"--http-restricted-api=model-repository:{ADMIN_HEADER}={key}", http)
-        assert re.fullmatch(
-            f"--grpc-restricted-protocol=model-repository:{ADMIN_HEADER}={key}", grpc
-        )
+def test_the_server_runs_under_the_watchdog(
+    dockerfile: DockerfileParser, services: dict[str, dict[str, Any]]
+) -> None:
+    """What closes its APIs is tried on a real server in tests/server/test_attacks_processes.py."""
+    command = last_command(dockerfile, "CMD")
+    end = command.index("--")
+    parse(command[:end])
+    program, *options = command[end + 1 :]
+    assert program == "tritonserver"
+    assert not [option for option in options if "restricted" in option or "key" in option]
     loaded = {f"--load-model={name}" for name, spec in MODELS.items() if not spec.variant}
-    assert {"--model-control-mode=explicit", *loaded} < set(command)
-    assert f"--model-config-name={config_name()}" in command
+    assert {"--model-control-mode=explicit", *loaded} < set(options)
+    assert f"--model-config-name={config_name()}" in options
+    for name in ("server-cpu", "server-gpu"):
+        assert services[name]["ulimits"]["stack"] == STACK_BYTES
+        assert services[name]["pids_limit"] > 0
+        assert services[name]["mem_limit"]
 
 
 def test_health_checks_send_a_real_request(
@@ -239,6 +234,7 @@ def test_ports_are_the_defaults_and_bound_to_this_machine(
     assert set(instructions(dockerfile, "EXPOSE")[-1].split()) == PORTS
     command = last_command(dockerfile, "CMD")
     assert not [option for option in command if "-port" in option]
+    assert dockerfile.envs["TRITONRAG_WATCHDOG"] == f"127.0.0.1:{WATCHDOG_PORT}"
     urls = [dockerfile.envs["TRITONRAG_URL"]]
     for service in services.values():
         urls += [url for url in [service["environment"].get("TRITONRAG_URL")] if url]
@@ -263,7 +259,7 @@ def test_profiles_serve_one_repository(services: dict[str, dict[str, Any]]) -> N
     assert cpu["profiles"] == ["cpu"]
     assert gpu["profiles"] == ["gpu"]
     assert (cpu["build"]["args"], gpu["build"]["args"]) == ({"VARIANT": "cpu"}, {"VARIANT": "gpu"})
-    differing = {"profiles", "image", "build", "ulimits", "deploy"}
+    differing = {"profiles", "image", "build", "deploy"}
     assert {key: cpu[key] for key in cpu.keys() - differing} == {
         key: gpu[key] for key in gpu.keys() - differing
     }

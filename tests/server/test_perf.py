@@ -137,7 +137,7 @@ def test_the_bulk_measurement_tells_how_much_the_run_keeps_of_the_embedder(tmp_p
 
 def test_a_short_soak_kills_swaps_and_writes_what_it_saw(tmp_path: Path) -> None:
     ended = subprocess.run(
-        [sys.executable, PERF / "soak.py", "--quick", "--output", tmp_path],
+        [sys.executable, PERF / "soak.py", "--quick", "--seed", "9", "--output", tmp_path],
         capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     summary = json.loads(ended.stdout.splitlines()[-1])

@@ -19,14 +19,20 @@ PROBE_S = 5.0
 
 
 class Control:
-    """One server by its ports; ``key`` opens its closed APIs."""
+    """One server by its ports; ``key`` opens its closed APIs.
+
+    Its connections stay open: a server whose open files are used up takes no new ones.
+    """
 
     def __init__(self, ports: Ports, key: str) -> None:
         """Connect on first use."""
+        url = f"{HOST}:{ports.grpc}"
         self._ports = ports
-        self._url = f"{HOST}:{ports.grpc}"
-        self._key = key
-        self._http = httpx.Client(timeout=ASK_S, trust_env=False)
+        self._server = Administration(url, key)
+        self._client = Client(url, timeout=PROBE_S)
+        self._http = httpx.Client(
+            timeout=ASK_S, trust_env=False, limits=httpx.Limits(keepalive_expiry=None)
+        )
 
     def ready(self) -> bool:
         """Return whether Triton says that all its models are ready."""
@@ -35,16 +41,14 @@ class Control:
     def serves(self, model: str) -> bool:
         """Return whether the server means to serve a model; True where it does not say."""
         try:
-            with Administration(self._url, self._key) as server:
-                return model in server.served()
+            return model in self._server.served()
         except TritonragError:
             return True
 
     def decoupled(self, model: str) -> bool:
         """Return whether a model answers with streams; True where the server does not say."""
         try:
-            with Administration(self._url, self._key) as server:
-                return server.decoupled(model)
+            return self._server.decoupled(model)
         except TritonragError:
             return model not in MODELS or MODELS[model].decoupled
 
@@ -54,9 +58,8 @@ class Control:
         Raises:
             TritonragError: the server refuses, or does not answer in time.
         """
-        with Administration(self._url, self._key) as server:
-            server.unload(model)
-            server.load(model)
+        self._server.unload(model)
+        self._server.load(model)
 
     def work(self) -> dict[str, tuple[int, int]]:
         """Return the batches run and the requests that wait, by model; empty if not to be had."""
@@ -77,8 +80,7 @@ class Control:
 
     def stalled_engine(self) -> str:
         """Return ``generate`` where its engine says that it makes no step, else ""."""
-        with Client(self._url, timeout=PROBE_S) as client:
-            return "generate" if engine_stalled(client) else ""
+        return "generate" if engine_stalled(self._client) else ""
 
     def _page(self, url: str) -> str | None:
         try:

@@ -8,7 +8,9 @@ What every start adds, embedded or in the container:
   stack, so that a body in many small pieces ends the server with signal 11 at the usual 8 MiB;
 - a prefix for its shared memory, so that what a killed server leaves behind can be told from
   everybody else's, and modes that let no other user read it, since requests cross there;
-- no pool of gRPC messages: each of its eight would keep the memory of the largest request so far.
+- no pool of gRPC messages: each of its eight would keep the memory of the largest request so far;
+- as many open files as are allowed, since connections that do nothing are never closed, and a gRPC
+  client that has vanished is noticed after 80 seconds instead of two hours.
 """
 
 from __future__ import annotations
@@ -48,6 +50,13 @@ PARSED_S = 5.0
 
 END_S = 2.0
 """How long the processes of a killed server may take to end."""
+
+_GRPC = (
+    "--grpc-infer-allocation-pool-size=0",
+    "--grpc-keepalive-time=60000",
+    "--grpc-keepalive-timeout=20000",
+    "--grpc-keepalive-permit-without-calls=1",
+)
 
 _LIBC = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG = 1
@@ -95,7 +104,7 @@ class Triton:
         command = [
             *how.command,
             f"--backend-config=python,shm-region-prefix-name={self.prefix}",
-            "--grpc-infer-allocation-pool-size=0",
+            *_GRPC,
             *_closed(how.key),
         ]
         with contextlib.ExitStack() as opened:
@@ -211,6 +220,8 @@ def _prepare(bound: bool) -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_STACK)
     soft = STACK_BYTES if hard == resource.RLIM_INFINITY else min(STACK_BYTES, hard)
     resource.setrlimit(resource.RLIMIT_STACK, (soft, hard))
+    _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
     os.umask(0o077)
     if bound:
         _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
