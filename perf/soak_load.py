@@ -31,6 +31,9 @@ from tritonrag.errors import DeadlineExceeded, TritonragError
 TIMEOUT_S, GRACE_S = 60, 15
 """What a request may take, and how much longer the client library may take to say so."""
 
+RETRY_S = 0.5
+"""After how long a caller goes on whose request failed, on average."""
+
 GOOD = {"search": 60, "swapped": 20, "rag": 15, "embed": 5}
 """What is asked, by how often; ``swapped`` searches the collection whose snapshots change."""
 
@@ -146,7 +149,7 @@ class Caller:
         except TritonragError as error:
             failure = (kind, began, time.monotonic(), type(error).__name__, str(error)[:200])
             self._tally.failures.append(Failure(*failure))
-            await asyncio.sleep(0.05)  # as a caller who tries again would
+            await asyncio.sleep(self._random.uniform(0, 2 * RETRY_S))
         else:
             self._tally.counts[kind] += 1
             if kind in ("search", "swapped"):
