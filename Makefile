@@ -17,12 +17,14 @@ IMAGE_LOCK := --generate-hashes --only-binary :all: \
   --python-version 3.12 --python-platform x86_64-manylinux_2_39
 SBOM := $(BIN)/python -W ignore $(BIN)/cyclonedx-py
 SBOM_OF := --pyproject pyproject.toml --output-reproducible
+MINUTES ?=
+SOAK := $(if $(QUICK),--quick) $(if $(MINUTES),--minutes $(MINUTES))
 
 # Any installed version will do; where there is none, version 1 is made.
 EMBEDDER := $(or $(firstword $(wildcard model_repository/embed/*/manifest.json)),model_repository/embed/1/manifest.json)
 LLM := $(or $(firstword $(wildcard model_repository/generate/*/llm/manifest.json)),model_repository/generate/1/llm/manifest.json)
 
-.PHONY: help install models run test lint types unit docs lock sbom bench bench-full precisions clean
+.PHONY: help install models run test lint types unit docs lock sbom bench bench-full soak precisions clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -55,6 +57,11 @@ bench: $(VENV)/.run models ## search and rag at 1, 8 and 64 clients beside the i
 
 bench-full: $(VENV)/.dev models ## the same beside other servers too, 25 minutes; a stopped run goes on (QUICK=1: a check)
 	@$(BIN)/python perf/bench_full.py $(if $(QUICK),--quick)
+
+soak: $(VENV)/.run models ## the long attacks: overload, 20 kills of each model, an hour of mixed load (MINUTES=5, QUICK=1)
+	@$(BIN)/python perf/soak.py --overload $(SOAK)
+	@$(BIN)/python perf/soak.py --kills 20 $(SOAK)
+	@$(BIN)/python perf/soak.py $(SOAK)
 
 precisions: $(VENV)/.run ## export both models in every precision: size, speed, parity (RETRIEVAL=folder in BEIR layout)
 	@$(BIN)/python perf/precisions.py $(if $(RETRIEVAL),--retrieval $(RETRIEVAL))

@@ -7,6 +7,7 @@ temporary folder that goes away at the end, also after Ctrl-C or SIGTERM.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ import psutil
 
 from tritonrag.client import Client
 from tritonrag.errors import SetupError
+from tritonrag.server import background
 from tritonrag.server.ports import HOST, free_ports
 from tritonrag.server.process import EmbeddedServer, Running
 from tritonrag.settings import ADMIN_HEADER, INDEX_DIR_VARIABLE, URL_VARIABLE
@@ -31,6 +33,9 @@ from tritonrag.settings import ADMIN_HEADER, INDEX_DIR_VARIABLE, URL_VARIABLE
 ROOT = Path(__file__).parents[1]
 REPOSITORY = ROOT / "model_repository"
 HANDBOOK = ROOT / "samples" / "handbook"
+_INSTANCE = re.compile(r"(\w+?)_\d+_\d+")
+"""How Triton names an instance of a model to the model's process."""
+
 NOTICE_S = 10
 """A new snapshot is noticed within a second, on an idle machine."""
 
@@ -89,6 +94,11 @@ class Served:
         """The URL of HTTP, without a path."""
         return f"http://{HOST}:{self.running.ports.http}"
 
+    @property
+    def watchdog(self) -> str:
+        """The URL of the watchdog, without a path."""
+        return f"http://{HOST}:{self.running.ports.watchdog}"
+
     def config(self, model: str) -> dict[str, Any]:
         """Return the configuration of a model as the server has read it."""
         found: dict[str, Any] = self._get(f"models/{model}/config")
@@ -98,10 +108,20 @@ class Served:
         """Return Triton's statistics of every model."""
         return {each["name"]: _counts(each) for each in self._get("models/stats")["model_stats"]}
 
+    def by_role(self) -> dict[str, psutil.Process]:
+        """Return what runs now: ``tritonserver``, and the process of each model under its name."""
+        known = EmbeddedServer(self.backends.parent).running() or self.running
+        found: dict[str, psutil.Process] = {}
+        for process in psutil.process_iter():
+            with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                arguments = process.cmdline()
+                if any(known.prefix in argument for argument in arguments):
+                    found[_role(arguments)] = process
+        return found
+
     def processes(self) -> frozenset[psutil.Process]:
         """Return the server and the processes of its models; equal as long as none was replaced."""
-        server = psutil.Process(self.running.pid)
-        return frozenset([server, *server.children(recursive=True)])
+        return frozenset(self.by_role().values())
 
     def memory_mb(self) -> float:
         """Return the memory of the whole server, shared pages counted once (PSS), in MB."""
@@ -123,10 +143,12 @@ def served(
     documents: Path = HANDBOOK,
     index_dir: Path | None = None,
     config: str = "",
+    watched: bool = False,
 ) -> Iterator[Served]:
     """Serve ``index_dir``, or else an index made of ``documents``; stop the server at the end.
 
-    ``config`` names the config variant to serve, "" for none.
+    ``config`` names the config variant to serve, "" for none. ``watched``: with the watchdog, as
+    ``tritonrag up`` does.
 
     Raises:
         SetupError: the server does not start, or the documents cannot be indexed.
@@ -137,9 +159,12 @@ def served(
         target = index_dir or folder / "index"
         say("starting the server …")
         try:
-            running = server.start(
-                repository, target, free_ports(), config=config, bound_to_parent=True
-            )
+            if watched:
+                running = background.start(server, repository, target, free_ports(), config=config)
+            else:
+                running = server.start(
+                    repository, target, free_ports(), config=config, bound_to_parent=True
+                )
             each = Served(running, repository, target, folder / "state" / "backends")
             if index_dir is None:
                 index(each, documents)
@@ -184,6 +209,12 @@ def index(each: Served, documents: Path) -> None:
             if time.monotonic() > end:
                 raise SetupError(f"the server does not see the index of {documents.name}")
             time.sleep(0.1)
+
+
+def _role(arguments: list[str]) -> str:
+    """Return what a process of the server is, by its command line."""
+    instances = (_INSTANCE.fullmatch(argument) for argument in arguments)
+    return next((match[1] for match in instances if match), Path(arguments[0]).name)
 
 
 def _counts(each: dict[str, Any]) -> ModelCounts:

@@ -8,12 +8,8 @@ asked once, alone; the answers kept are all different, so that a crossed one can
 clients ask at once, some of them streams of `rag`, and of their requests one in twenty is bad in
 one of seven ways and has to be refused, with its own error, while its neighbours are answered.
 
-A search belongs to its question if its scores are those of the serial one within the precision of
-arithmetic in another batch, and no passage is missing that was clear of the last rank by more than
-that. So do the citations of an answer; its text (greedy, quoting) has to be made of sentences of
-these citations alone. Mostly it is the serial answer word for word; where two sentences are as
-good as equally likely, arithmetic in another batch may choose the other one, and such answers are
-counted as reworded.
+What makes an answer one's own is told in ``checked_answers``; answers that are worded otherwise
+than alone, but rightly, are counted as reworded.
 
 Memory is that of the server and all its models with shared pages counted once (PSS); after a
 settling time, in which buffers reach the size of the largest batch, its medians over ten seconds
@@ -32,68 +28,30 @@ import statistics
 import sys
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psutil
+from checked_answers import (
+    BAD_REQUESTS,
+    Cases,
+    asked,
+    asked_alone,
+    named,
+    same_passages,
+    wrong_answer,
+)
 from handbook_server import REPOSITORY, Served, end_on_sigterm, say, served
 
-from tritonrag.artifacts import EmbedderManifest
-from tritonrag.client import Answer, AsyncClient, Passage, SearchResult
-from tritonrag.contract import MAX_QUESTION_BYTES, MAX_TOP_K
-from tritonrag.errors import InvalidRequest, NotFound, TritonragError
-from tritonrag.quoting import REFUSAL, quotes
+from tritonrag.client import AsyncClient
+from tritonrag.errors import TritonragError
 
-QUESTIONS = Path(__file__).parent / "workloads" / "questions.json"
-TOP_KS = (1, 4, 10)
-SEARCH_CASES, ASK_CASES = 96, 16
-MAX_TOKENS = 64
 TIMEOUT_S = 60
 BAD_SHARE = 0.05
 SETTLE_S, SAMPLE_S, MEDIAN_S = 60, 1, 10
 MAX_MEMORY_SPREAD = 0.05
-SCORE_TOLERANCE = {"fp32": 1e-3}
-"""By the embedder's precision; other than fp32, quantised activations depend on the batch."""
-LOOSE_TOLERANCE = 0.03
-
-
-@dataclass(frozen=True)
-class SearchCase:
-    """A search and what it found alone."""
-
-    question: str
-    top_k: int
-    expected: SearchResult
-
-
-@dataclass(frozen=True)
-class AskCase:
-    """A question to ``rag`` and its answer alone."""
-
-    question: str
-    expected: Answer
-
-
-@dataclass(frozen=True)
-class BadRequest:
-    """A request that has to be refused with ``error``, whose message holds ``names``."""
-
-    options: dict[str, Any]
-    error: type[TritonragError]
-    names: str
-
-
-BAD_REQUESTS = (
-    BadRequest({"question": " \n\t"}, InvalidRequest, "question"),
-    BadRequest({"question": "x" * (MAX_QUESTION_BYTES + 1)}, InvalidRequest, "question"),
-    BadRequest({"top_k": 0}, InvalidRequest, "top_k"),
-    BadRequest({"top_k": MAX_TOP_K + 1}, InvalidRequest, "top_k"),
-    BadRequest({"collection": "no-such-collection"}, NotFound, "no-such-collection"),
-    BadRequest({"filter": '{"source": '}, InvalidRequest, "filter"),
-    BadRequest({"filter": '["source"]'}, InvalidRequest, "filter"),
-)
 
 
 @dataclass
@@ -112,15 +70,6 @@ class Tally:
         if len(self.examples) < 10:
             self.examples.append(f"{kind}: {detail[:600]}")
             say(f"  violated: {self.examples[-1]}")
-
-
-@dataclass(frozen=True)
-class Cases:
-    """What is asked, with the answers that were given alone."""
-
-    searches: Sequence[SearchCase]
-    asks: Sequence[AskCase]
-    tolerance: float
 
 
 class Caller:
@@ -150,21 +99,16 @@ class Caller:
         found = await self._client.search(case.question, top_k=case.top_k)
         self._tally.counts["searches"] += 1
         if not same_passages(found.passages, case.expected.passages, self._cases.tolerance):
-            self._tally.violate("crossed search", f"{case.question!r} found {_named(found)}")
+            self._tally.violate("crossed search", f"{case.question!r} found {named(found)}")
 
     async def _ask(self) -> None:
         case = self._random.choice(self._cases.asks)
-        answer = await _asked(self._client, case.question)
+        answer = await asked(self._client, case.question)
         self._tally.counts["answers"] += 1
         self._tally.counts["tokens"] += answer.usage.generated_tokens or 0
-        alone = case.expected
-        if not same_passages(answer.citations, alone.citations, self._cases.tolerance):
-            self._tally.violate(
-                "crossed citations", f"{case.question!r} {_named(answer.citations)}"
-            )
-        elif not quotes_only(answer):
-            self._tally.violate("crossed answer", f"{case.question!r} got {answer.text!r}")
-        elif answer.text != alone.text:
+        if wrong := wrong_answer(case, answer, self._cases.tolerance):
+            self._tally.violate(*wrong.split(": ", 1))
+        elif answer.text != case.expected.text:
             self._tally.counts["reworded"] += 1
 
     async def _bad(self, asks: bool) -> None:
@@ -188,7 +132,7 @@ async def load(each: Served, options: argparse.Namespace) -> Tally:
     tally = Tally()
     clients = [AsyncClient(each.grpc, timeout=TIMEOUT_S) for _ in range(options.clients)]
     try:
-        cases = await _prepare(each, clients[0])
+        cases = await asked_alone(each, clients[0])
         began = time.monotonic()
         end = began + options.seconds
         say(f"{options.clients} clients for {options.seconds} s, {options.streams} of them streams")
@@ -201,23 +145,6 @@ async def load(each: Served, options: argparse.Namespace) -> Tally:
         return tally
     finally:
         await asyncio.gather(*(client.close() for client in clients))
-
-
-async def _prepare(each: Served, client: AsyncClient) -> Cases:
-    """Ask everything once, alone, and keep what has an answer of its own."""
-    say("asking every question alone …")
-    texts = [step["question"]["content"][0] for step in json.loads(QUESTIONS.read_text())["data"]]
-    searches: dict[Any, SearchCase] = {}
-    for question, top_k in zip(texts[:SEARCH_CASES], itertools.cycle(TOP_KS), strict=False):
-        found = await client.search(question, top_k=top_k)
-        searches.setdefault(_named(found), SearchCase(question, top_k, found))
-    asks: dict[Any, AskCase] = {}
-    for question in texts[:ASK_CASES]:
-        answer = await _asked(client, question)
-        asks.setdefault(_named(answer.citations), AskCase(question, answer))
-    precision = EmbedderManifest.load(each.repository).precision
-    tolerance = SCORE_TOLERANCE.get(precision, LOOSE_TOLERANCE)
-    return Cases(list(searches.values()), list(asks.values()), tolerance)
 
 
 async def _watch(each: Served, tally: Tally, began: float) -> None:
@@ -238,39 +165,12 @@ async def _watch(each: Served, tally: Tally, began: float) -> None:
         await asyncio.sleep(SAMPLE_S)
 
 
-def same_passages(found: Sequence[Passage], expected: Sequence[Passage], tolerance: float) -> bool:
-    """Return whether ``found`` can only be what was ``expected``, found in another batch."""
-    if len(found) != len(expected):
-        return False
-    pairs = zip(found, expected, strict=True)
-    close = all(abs(one.score - other.score) <= tolerance for one, other in pairs)
-    last = expected[-1].score + tolerance if expected else 0.0
-    clear = {passage.id for passage in expected if passage.score > last}
-    return close and clear <= {passage.id for passage in found}
-
-
-def quotes_only(answer: Answer) -> bool:
-    """Return whether the text is made of quotes of the answer's own citations, or the refusal.
-
-    What the limit of tokens cut off has to be the beginning of one.
-    """
-    kept = ((citation.mark, citation.text) for citation in answer.citations)
-    allowed = [REFUSAL, *quotes((mark, text) for mark, text in kept if mark)]
-    rest = answer.text
-    while rest:
-        quote = next((each for each in allowed if rest.startswith(each)), None)
-        if quote is None:
-            cut = answer.finish_reason == "length"
-            return cut and any(each.startswith(rest) for each in allowed)
-        rest = rest[len(quote) :].lstrip()
-    return bool(answer.text)
-
-
-def memory_spread(memory: Iterable[tuple[float, float]], seconds: float) -> tuple[float, float]:
-    """Return the lowest and highest of the medians over ten seconds after settling; 0 if none."""
-    settle = min(SETTLE_S, seconds / 5)
-    late = [(at, size) for at, size in memory if at >= settle]
-    pieces = itertools.groupby(late, key=lambda sample: int((sample[0] - settle) // MEDIAN_S))
+def memory_spread(
+    memory: Iterable[tuple[float, float]], settle_s: float, median_s: float
+) -> tuple[float, float]:
+    """Return the lowest and highest of the medians over ``median_s`` after settling; 0 if none."""
+    late = [(at, size) for at, size in memory if at >= settle_s]
+    pieces = itertools.groupby(late, key=lambda sample: int((sample[0] - settle_s) // median_s))
     medians = [statistics.median(size for _, size in piece) for _, piece in pieces]
     return (min(medians), max(medians)) if medians else (0.0, 0.0)
 
@@ -291,7 +191,7 @@ def main() -> int:
 
 
 def _report(tally: Tally, options: argparse.Namespace) -> int:
-    low, high = memory_spread(tally.memory, options.seconds)
+    low, high = memory_spread(tally.memory, min(SETTLE_S, options.seconds / 5), MEDIAN_S)
     if not low or high / low - 1 > MAX_MEMORY_SPREAD:
         tally.violate("memory", f"between {low:.0f} and {high:.0f} MB after settling")
     for kind in ("searches", "answers", "refused"):
@@ -313,15 +213,6 @@ def _report(tally: Tally, options: argparse.Namespace) -> int:
     }
     print(json.dumps(summary))
     return 1 if tally.violations else 0
-
-
-async def _asked(client: AsyncClient, question: str) -> Answer:
-    stream = client.ask(question, grounding="quote", max_tokens=MAX_TOKENS)
-    return await stream.read()
-
-
-def _named(passages: Iterable[Passage]) -> str:
-    return ", ".join(f"{passage.id} {passage.score:.2f}" for passage in passages)
 
 
 def _short(options: dict[str, Any]) -> str:

@@ -21,6 +21,7 @@ import asyncio
 import json
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,12 +29,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import psutil
 from handbook_server import REPOSITORY, Served, end_on_sigterm, say, served
 from provenance import ROOT, provenance, stem
 
 from tritonrag.artifacts import EmbedderManifest
-from tritonrag.client import AsyncClient
+from tritonrag.client import AsyncClient, Passage
 from tritonrag.errors import NotFound, TritonragError
 from tritonrag.index import EmbedderId, store
 from tritonrag.index.manifest import DocumentRecord
@@ -88,9 +88,9 @@ class Publisher:
 async def load(each: Served, options: argparse.Namespace) -> Tally:
     """Search and swap; return what happened."""
     tally = Tally()
-    publisher = _publisher(each, options.passages)
+    publisher = publisher_of(each, options.passages)
     publisher.publish(0)
-    process = _retrieve(each)
+    process = each.by_role()["retrieve"]
     clients = [AsyncClient(each.grpc, timeout=TIMEOUT_S) for _ in range(options.clients)]
     try:
         await _answered(clients[0], 0)
@@ -131,6 +131,19 @@ async def _answered(client: AsyncClient, number: int) -> None:
     raise SystemExit(f"swaps: snapshot {number} did not go live within {TIMEOUT_S} s")
 
 
+def wrong_snapshot(found: Sequence[Passage], last: int) -> str:
+    """Return what is wrong with an answer after one of snapshot ``last``, or ""."""
+    numbers = sorted({int(passage.text) for passage in found})
+    if len(numbers) != 1 or len(found) != TOP_K:
+        return f"mixed: {len(found)} passages of snapshots {numbers}"
+    return f"went back from snapshot {last} to {numbers[0]}" if numbers[0] < last else ""
+
+
+def newest(found: Sequence[Passage], last: int) -> int:
+    """Return the number of the newest snapshot that has answered."""
+    return max([last, *(int(passage.text) for passage in found)])
+
+
 async def _search(client: AsyncClient, tally: Tally) -> None:
     last = 0
     while not tally.stopped:
@@ -141,28 +154,18 @@ async def _search(client: AsyncClient, tally: Tally) -> None:
             tally.violations.append(f"{type(error).__name__}: {error}")
             continue
         tally.latencies.append((time.perf_counter() - began) * 1e3)
-        numbers = sorted({int(passage.text) for passage in found})
-        if len(numbers) != 1 or len(found) != TOP_K:
-            tally.violations.append(f"mixed: {len(found)} passages of snapshots {numbers}")
-        elif numbers[0] < last:
-            tally.violations.append(f"went back from snapshot {last} to {numbers[0]}")
-        last = max([last, *numbers])
+        if wrong := wrong_snapshot(found, last):
+            tally.violations.append(wrong)
+        last = newest(found, last)
 
 
-def _publisher(each: Served, passages: int) -> Publisher:
+def publisher_of(each: Served, passages: int) -> Publisher:
+    """Return a publisher of snapshots of about ``passages`` passages."""
     embedder = EmbedderManifest.load(each.repository)
     count = max(passages // PER_DOCUMENT, 1) * PER_DOCUMENT
     vectors = np.random.default_rng(0).normal(size=(count, embedder.dimension))
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     return Publisher(each, vectors.astype(np.float32), embedder)
-
-
-def _retrieve(each: Served) -> psutil.Process:
-    (found,) = (
-        process for process in each.processes()
-        if any("/retrieve/1/" in argument for argument in process.cmdline())
-    )  # fmt: skip
-    return found
 
 
 def summary(tally: Tally, options: argparse.Namespace) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -117,3 +119,30 @@ def test_an_unexpected_failure_tells_the_client_a_log_id_only(
     assert f"log id {log_id}:" in line
     assert "OSError: /secret/path: gone" in line
     assert "Traceback" in line
+
+
+@pytest.fixture
+def no_garbage_collection() -> Iterator[None]:
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.parametrize("text", [" ", "a" * 8193, b"caf\xe9", "how"])
+def test_a_request_that_failed_is_freed_at_once(
+    model: pb_fake.Served,
+    monkeypatch: pytest.MonkeyPatch,
+    no_garbage_collection: None,
+    text: str | bytes,
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise OSError("gone") from ValueError("before")
+
+    monkeypatch.setattr(model.model._tokenizer, "encode", fail)
+    request = model.request(text=[text])
+    freed = weakref.ref(request)
+    (answer,) = model.infer(request)
+    del request
+
+    assert answer.message
+    assert freed() is None

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 from servers import ROOT
@@ -133,3 +136,83 @@ def test_the_bulk_measurement_tells_how_much_the_run_keeps_of_the_embedder(tmp_p
     assert 1 <= summary["changed_embedded"] < summary["passages"]
     (record,) = (tmp_path / "results").glob("*-bulk.json")
     assert json.loads(record.read_text(encoding="utf-8"))["summary"] == summary
+
+
+@pytest.fixture
+def soak(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(PERF))
+    import soak as module
+
+    return module
+
+
+def hour(soak: ModuleType, mode: str = "mixed") -> Any:
+    """A run of an hour in which `embed` was killed after a minute and answered in two seconds."""
+    run = soak.Run(argparse.Namespace(clients=32), mode, began=time.monotonic() - 3600)
+    run.memory = [(10.0 * number, 600.0) for number in range(360)]
+    run.kills = [soak.Kill("embed", run.began + 60, noticed_s=0.2, answered_s=2.0)]
+    return run
+
+
+def failed(run: Any, at: float, error: str = "Unavailable") -> None:
+    """Let a search of half a second end with an error, so many seconds after the beginning."""
+    from soak_load import Failure
+
+    times = run.began + at - 0.5, run.began + at
+    run.tally.failures.append(Failure("search", *times, error, "no"))
+
+
+def test_a_kill_excuses_what_ends_as_unavailable_in_the_seconds_after_it(soak: ModuleType) -> None:
+    run = hour(soak)
+    failed(run, 60.1)
+    failed(run, 65.4)
+    assert run.violations() == {}
+    assert run.availability(strictly=True) == 1
+    failed(run, 59)
+    failed(run, 66)
+    run.tally.searches = [0.0] * 8
+    assert run.violations().keys() == {"unavailable too long after a kill"}
+    assert run.availability(strictly=True) == 0.8
+
+
+def test_a_kill_excuses_no_other_error_and_no_slow_recovery(soak: ModuleType) -> None:
+    run = hour(soak)
+    failed(run, 61, "InternalError")
+    run.kills[0].answered_s = 5.5
+    assert run.violations().keys() == {"failed as InternalError", "slow recovery"}
+    run.kills[0].restarted = True
+    assert run.violations().keys() == {"failed as InternalError"}
+
+
+def test_memory_that_grows_after_ten_minutes_is_named(soak: ModuleType) -> None:
+    run = hour(soak)
+    run.memory = [(at, 600.0 + at / 60) for at, _ in run.memory]
+    assert run.violations() == {"memory": ["612 to 657 MB"]}
+
+
+def test_an_overload_allows_refusals_and_no_restart(soak: ModuleType) -> None:
+    run = hour(soak, "overload")
+    failed(run, 1000)
+    assert run.violations() == {}
+    run.restarts = 1
+    assert run.violations().keys() == {"restarted"}
+
+
+def test_a_short_soak_kills_swaps_and_writes_what_it_saw(tmp_path: Path) -> None:
+    ended = subprocess.run(
+        [sys.executable, PERF / "soak.py", "--quick", "--seed", "9", "--output", tmp_path],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    summary = json.loads(ended.stdout.splitlines()[-1])
+    slow = {"slow recovery", "unavailable too long after a kill"}
+    assert summary["violations"].keys() <= slow, summary  # the machine may be
+    assert ended.returncode == (0 if summary["ok"] else 1)
+    assert summary["right"].keys() == {"search", "swapped", "rag", "embed", "bad", "vanished"}
+    assert summary["swaps"] >= 1
+    (record,) = tmp_path.glob("*-soak-mixed.json")
+    written = json.loads(record.read_text(encoding="utf-8"))
+    assert written["finished"]
+    assert written["summary"] == summary
+    assert written["kills"][0]["answered_s"] > 0
+    assert written["memory_mb"][0][1] > 100
+    assert written.keys() >= {"command", "commit", "versions", "machine"}

@@ -21,6 +21,8 @@ from tritonrag.client.faults import Deadline, from_http, from_stream, from_trito
         ("Request timeout expired", errors.Unavailable),
         ("[request id: 1] Exceeds maximum queue size", errors.Unavailable),
         ("unexpected inference input 'colour' for model 'rag'", errors.InvalidRequest),
+        ("in ensemble 'rag', Stub process 'embed_0_0' is not healthy.", errors.Unavailable),
+        ("Request for unknown model: 'rag' has no available versions", errors.Unavailable),
         ("something nobody thought of", errors.InternalError),
     ],
 )
@@ -33,6 +35,19 @@ def test_a_streamed_error_is_known_by_its_text(message: str, error: type[Excepti
 def test_the_prefixes_of_triton_go() -> None:
     found = from_triton("INVALID_ARGUMENT", "in ensemble 'a', in ensemble 'b', [request id: 7] no")
     assert str(found) == "no"
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "in ensemble 'search', Stub process 'tokenize_0_0' is not healthy.",
+        "Request for unknown model: 'tokenize' has no available versions",
+    ],
+)
+def test_a_model_whose_process_ended_is_named_and_unavailable(message: str) -> None:
+    found = from_triton("INTERNAL", message)
+    assert type(found) is errors.Unavailable
+    assert "tokenize" in str(found)
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,7 @@ def error_response(error: Exception) -> Any:
     An error that is not ours keeps its text and traceback in the server's log; the client is given
     the log id only.
     """
-    known = error if isinstance(error, TritonragError) else _logged(error)
+    known = _known(error)
     code = getattr(pb_utils.TritonError, known.code, pb_utils.TritonError.INTERNAL)
     return pb_utils.InferenceResponse(
         output_tensors=[], error=pb_utils.TritonError(tagged(known), code)
@@ -120,7 +120,7 @@ def respond(
     good = [value for value in values if not isinstance(value, Exception)]
     answered: Any = _attempt(run, good) if good else []
     if isinstance(answered, Exception):
-        answered = [answered] * len(good)
+        answered = [_known(answered)] * len(good)
     answers = iter(answered)
     return [
         _write(write, value if isinstance(value, Exception) else next(answers)) for value in values
@@ -148,6 +148,26 @@ def _decode(name: str, value: bytes | str) -> str:
         raise InvalidRequest(
             f"{name}: is not UTF-8 (byte {error.start} is {value[error.start]:#04x})"
         ) from error
+
+
+def _known(error: Exception) -> TritonragError:
+    """Return an error of ours, with nothing left of how it came about."""
+    known = error if isinstance(error, TritonragError) else _logged(error)
+    _forget(error)
+    return known
+
+
+def _forget(error: BaseException) -> None:
+    """Take from an error what led to it.
+
+    Its traceback holds the frames, these hold the request and with it shared memory, and one frame
+    holds the error: a circle that waits for a full garbage collection, which a process that makes
+    few objects hardly ever runs. Each refused request would keep its size.
+    """
+    before = (error.__cause__, error.__context__)
+    error.__traceback__ = error.__cause__ = error.__context__ = None
+    for earlier in filter(None, before):
+        _forget(earlier)
 
 
 def _logged(error: Exception) -> InternalError:
