@@ -266,6 +266,7 @@ def test_an_answer_of_the_pinned_llm_can_be_cancelled_beside_a_higher_version(
             for live in (1, 2):
                 run(each, "models", "promote", "generate", str(live))
                 assert server.steps("rag")["generate"] == server.steps("rag")["prompt"] == live
+                assert server.steps("cancel") == {"generate": live}
                 with client.ask("How many days of leave?", max_tokens=4000) as stream:
                     next(iter(stream))
                     stream.cancel()

@@ -28,6 +28,7 @@ from llm_endpoint import (
     trickles,
 )
 
+from tritonrag.engines import openai_api
 from tritonrag.engines.openai_api import MAX_TOKEN_CHARS, OpenAiEngine
 from tritonrag.errors import InternalError, InvalidRequest, TritonragError, Unavailable
 from tritonrag.generation import Generation, Usage
@@ -497,14 +498,23 @@ def test_one_that_is_to_stop_hangs_up(engine: OpenAiEngine, endpoint: Endpoint) 
     assert endpoint.hung_up.wait(5)
 
 
+class GoneAtOnce(Recorder):
+    """To stop from the second time that it is asked on."""
+
+    def cancelled(self) -> bool:
+        before, self.gone = self.gone, True
+        return before
+
+
 def test_one_that_is_to_stop_right_after_the_request_still_ends(
-    engine: OpenAiEngine, endpoint: Endpoint
+    engine: OpenAiEngine, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The task may then be cancelled before its first step."""
+    monkeypatch.setattr(openai_api, "CANCEL_POLL_S", 0.0)
     endpoint.replies = [stalls()]
-    for _ in range(3):
-        recorder = generate(engine)
-        recorder.gone = True
+    for _ in range(20):
+        recorder = GoneAtOnce()
+        engine.submit(Generation("p"), recorder)
         assert recorder.wait().ends == ["cancelled"]
 
 
@@ -530,6 +540,7 @@ def test_the_end_of_one_leaves_other_generations_alone(
     first.gone = True
 
     assert second.wait().ends == ["stop"]
+    assert first.wait().ends == ["cancelled"]
 
 
 def test_a_full_queue_is_unavailable_at_once_and_drains(
