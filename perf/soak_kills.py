@@ -144,10 +144,9 @@ class Killer:
     async def _answered(self, kill: Kill) -> None:
         """Note when the first request that was sent after the kill is answered."""
         probes: set[asyncio.Task[float]] = set()
-        client = AsyncClient(self._each.grpc, timeout=RESTARTED_S)
         try:
             while time.monotonic() < kill.at + GIVEN_UP_S:
-                probes.add(asyncio.create_task(self._probe(client, kill.role)))
+                probes.add(asyncio.create_task(self._probe(kill.role)))
                 done, probes = await asyncio.wait(probes, timeout=PROBE_S)
                 if sent := [probe.result() for probe in done if probe.result()]:
                     kill.sent_s = round(min(sent) - kill.at, 2)
@@ -158,18 +157,20 @@ class Killer:
             for probe in probes:
                 probe.cancel()
             await asyncio.gather(*probes, return_exceptions=True)
-            await client.close()
 
-    async def _probe(self, client: AsyncClient, role: str) -> float:
-        """Return when a request was sent that was answered; 0 where it was not."""
+    async def _probe(self, role: str) -> float:
+        """Return when a request was sent that was answered; 0 where it was not.
+
+        Over a connection of its own: one that was lost waits before it tries again.
+        """
         sent = time.monotonic()
-        try:
-            if role in RETRIEVAL:
-                return sent if await client.search(self._question, top_k=1) else 0
-            answer = await client.ask(self._question, max_tokens=1).read()
-            return sent if answer.citations else 0
-        except TritonragError:
-            return 0
+        with suppress(TritonragError):
+            async with AsyncClient(self._each.grpc, timeout=RESTARTED_S) as client:
+                if role in RETRIEVAL:
+                    return sent if await client.search(self._question, top_k=1) else 0
+                answer = await client.ask(self._question, max_tokens=1).read()
+                return sent if answer.citations else 0
+        return 0
 
     async def _ready(self, http: httpx.AsyncClient, endpoint: str) -> bool:
         url = f"{self._each.http}{endpoint}"
