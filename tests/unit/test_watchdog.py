@@ -11,6 +11,9 @@ from tritonrag.errors import SetupError, Unavailable
 from tritonrag.server import watchdog as module
 from tritonrag.server.watchdog import SERVER, STALL_S, WORK_POLL_S, Progress, Watchdog
 
+EXITING = psutil.STATUS_RUNNING
+"""A killed process whose memory, and command line, went before it became a zombie."""
+
 
 @dataclass
 class Process:
@@ -32,6 +35,8 @@ class Process:
     def cmdline(self) -> list[str]:
         if self.reaped or self.state == psutil.STATUS_ZOMBIE:
             raise psutil.ZombieProcess(self.pid)
+        if self.state == EXITING:
+            return []
         return ["stub", f"/models/{self.model}/1/model.py", f"region_{self.pid}"]
 
     def kill(self) -> None:
@@ -134,6 +139,34 @@ def test_a_dead_model_is_loaded_again_at_the_second_look(
     assert control.reloaded == ["retrieve"]
     assert watchdog.restarts == {("retrieve", "died"): 1}
     assert server.starts == 0
+
+
+def test_a_model_is_not_forgotten_while_its_process_exits(
+    watchdog: Watchdog, server: Server, control: Controls
+) -> None:
+    looks(watchdog, 1)
+    server.processes[0].state = EXITING
+    looks(watchdog, 2)
+    server.processes[0].kill()
+    assert not watchdog.healthy
+    looks(watchdog, 2)
+    assert control.reloaded == ["retrieve"]
+
+
+def test_a_model_that_dies_while_another_is_loaded_again_is_replaced_too(
+    watchdog: Watchdog, server: Server, control: Controls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def reload(model: str) -> None:
+        control.reloaded.append(model)
+        server.processes[1].kill()
+
+    monkeypatch.setattr(control, "reload", reload)
+    server.processes[1].model = "embed"
+    control.served |= {"embed"}
+    looks(watchdog, 1)
+    server.processes[0].kill()
+    looks(watchdog, 4)
+    assert control.reloaded == ["retrieve", "embed"]
 
 
 def test_the_same_zombie_is_found_once(

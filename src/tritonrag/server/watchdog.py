@@ -23,7 +23,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -189,12 +189,21 @@ class Watchdog:
         dead = [stub for stub in self._stubs if stub.dead]
         sure = [stub for stub in dead if stub.process.pid in self._suspects]
         self._suspects = {stub.process.pid for stub in dead}
-        self._stubs = running + [stub for stub in dead if stub not in sure]
+        self._stubs = self._known(running, sure)
         for stub in sure:  # one that Triton ended and replaced, or was told to unload, is no loss
             missed = not (stub.gone and stub.model in replaced)
             if missed and self._control.serves(stub.model):
                 return stub.model
         return ""
+
+    def _known(self, running: Sequence[Stub], settled: Sequence[Stub]) -> list[Stub]:
+        """Return the stubs to watch: those that run, and all others that are not settled.
+
+        A process that is being killed has no command line any more and is no zombie yet: for a
+        moment neither running nor dead, it must not be forgotten.
+        """
+        pids = {stub.process.pid for stub in (*running, *settled)}
+        return [*running, *(stub for stub in self._stubs if stub.process.pid not in pids)]
 
     def _running(self) -> Iterator[Stub]:
         """Yield the models' processes that live."""
@@ -244,7 +253,8 @@ class Watchdog:
             self._start_again(model, "not loaded again")
             return
         LOG.warning("watchdog: %s is loaded after %.1f s", model, time.monotonic() - began)
-        self._stubs, self._progress = list(self._running()), Progress()
+        replaced = [stub for stub in self._stubs if stub.model == model]
+        self._stubs, self._progress = self._known(list(self._running()), replaced), Progress()
 
     def _kill(self, model: str) -> None:
         for stub in self._stubs:
