@@ -186,10 +186,13 @@ MERGE = TensorSpec(
     "true: neighbouring passages of one section become one, with their ids in `merged`", True,
 )  # fmt: skip
 SNAPSHOT = TensorSpec(
-    "snapshot", "STRING", (1,),
+    "snapshot",
+    "STRING",
+    (1,),
     "name of the snapshot to search: NOT_FOUND unless it is the collection's live one, so that who "
-    "has published it can ask whether it is served", True,
-)  # fmt: skip
+    "has published it can ask whether it is served",
+    True,
+)
 PASSAGES = TensorSpec(
     "passages", "STRING", (-1,),
     "one JSON object per passage, best first: `id`, `text`, `source`, `title`, `location`, "

@@ -38,9 +38,9 @@ def _without(text: str, secret: str) -> str:
 
 
 def _forms(secret: str) -> Iterator[str]:
+    raw = secret.encode(errors="surrogatepass")  # a variable may hold bytes that are no text
     yield secret
-    yield quote(secret, safe="")
-    raw = secret.encode()
+    yield quote(raw, safe="")
     for before in range(3):  # Base64 writes three bytes as four characters, wherever they begin
         coded = b64encode(bytes(before) + raw).decode().rstrip("=")
         yield coded[(0, 2, 3)[before] : len(coded) - bool((before + len(raw)) % 3)]

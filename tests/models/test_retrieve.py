@@ -259,3 +259,42 @@ def test_metrics_show_collections_and_searches(model: pb_fake.Served, index_dir:
     assert not [name for name in pb_fake.metrics() if name.endswith(" other")]
     model.model._metrics.close()
     assert pb_fake.metrics() == {}
+
+
+def test_a_collection_that_is_damaged_fails_its_own_requests_only(
+    model: pb_fake.Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one batch with the others, at the moment when it shows."""
+    from tritonrag.errors import SetupError
+
+    damaged = model.model._retriever.collections["other"]
+
+    def view(allowed: object) -> None:
+        raise SetupError("snapshot x is damaged: passages.jsonl: it is shorter")
+
+    monkeypatch.setattr(damaged, "view", view)
+    answers = model.infer(
+        model.request(embedding=[UNIT[0]]),
+        model.request(embedding=[UNIT[0]], collection=["other"]),
+        model.request(embedding=[UNIT[1]], top_k=[1]),
+    )
+    assert [texts_of(answers[at])[0][0] for at in (0, 2)] == ["zero", "éins"]
+    assert answers[1].code == "UNAVAILABLE"
+    assert "collection other: its index cannot be served: snapshot x" in answers[1].message
+    (again,) = model.infer(model.request(embedding=[UNIT[0]], collection=["other"]))
+    assert again.code == "UNAVAILABLE"
+
+
+def test_a_request_may_name_the_snapshot_that_is_to_be_live(
+    model: pb_fake.Served, index_dir: Path
+) -> None:
+    live = str(layout.current(index_dir / "default"))
+    answers = model.infer(
+        model.request(embedding=[UNIT[0]], snapshot=[live]),
+        model.request(embedding=[UNIT[0]], snapshot=[live], collection=["other"]),
+        model.request(embedding=[UNIT[0]], snapshot=["x" * 500]),
+    )
+    assert texts_of(answers[0])[0][0] == "zero"
+    assert [answer.code for answer in answers[1:]] == ["NOT_FOUND"] * 2
+    assert len(answers[2].message) < 200
+    assert live not in answers[2].message

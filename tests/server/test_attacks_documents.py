@@ -282,17 +282,29 @@ def embedded(served: Served) -> int:
     return int(stats["model_stats"][0]["inference_count"])
 
 
+TERMINAL = """
+import signal
+from tritonrag.cli import main
+signal.signal(signal.SIGINT, signal.default_int_handler)
+main()
+"""
+"""The command as on a terminal: under nohup or in a script's background, SIGINT is ignored."""
+
+
 def test_an_interrupted_run_goes_on_where_it_was(empty: Served, tmp_path: Path) -> None:
     sections = (f"# Part {n}\n\n" + f"Rule {n} is kept. " * 10 for n in range(250))
     (tmp_path / "rules.md").write_text("\n\n".join(sections))
     name = ("--collection", "rules")
     options = ["--url", empty.grpc, "--index-dir", str(empty.index_dir), *name]
-    command = [sys.executable, "-m", "tritonrag", "index", "add", str(tmp_path / "rules.md")]
+    command = [sys.executable, "-c", TERMINAL, "index", "add", str(tmp_path / "rules.md")]
     before = embedded(empty)
     with subprocess.Popen(
-        [*command, *options], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    ) as process:  # fmt: skip
+        [*command, *options],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
         until(lambda: embedded(empty) >= before + 64 or process.poll() is not None, 60)
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=30)

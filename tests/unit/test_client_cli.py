@@ -73,7 +73,7 @@ def test_what_others_wrote_never_steers_the_terminal(run) -> None:
     assert out.splitlines() == [
         r"ok \x1b[2J\x9b31m [red][1]",
         "",
-        r"  [1] [red]a\x1b[31m.md › [link=http://x]T\nfake\x1b[2J  0.750",
+        r"  [1] [red]a\x1b[31m.md › [link=http://x]T\nfake\x1b[2J  0.750 (also read)",
         "stop; prompt tokens not reported (cached not reported), generated not reported; "
         "first token 2 ms, total 4 ms",
     ]

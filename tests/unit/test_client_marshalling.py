@@ -17,7 +17,7 @@ from tritonrag.client.marshalling import (
     search_result,
     stream_call,
 )
-from tritonrag.client.wire import to_fields, to_json, to_protobuf, versions
+from tritonrag.client.wire import to_fields, to_json, to_protobuf
 from tritonrag.contract import (
     MAX_KEY_BYTES,
     MIN_KEY_BYTES,
@@ -166,10 +166,6 @@ def test_cited_are_those_that_the_answer_has_spans_of() -> None:
     citations = tuple(Citation(**fields, mark=mark, spans=at) for mark, at in places.items())
     answer = Answer("So it is [2]. And so [12]. [1] is a number.", citations, "stop", Usage())
     assert [citation.mark for citation in answer.cited] == [2, 12]
-
-
-def test_versions_are_grouped_by_model() -> None:
-    assert versions([("m", "10"), ("n", "1"), ("m", "9")]) == {"m": [9, 10], "n": [1]}
 
 
 def test_a_model_of_a_variant_need_not_be_loaded() -> None:

@@ -209,7 +209,7 @@ def test_a_writer_killed_at_any_moment_leaves_a_whole_index(tmp_path: Path) -> N
 
 
 INTERRUPTED = """
-import sys, threading, time
+import signal, sys, threading, time
 from pathlib import Path
 from index_samples import HashEmbedder, add, parsers
 from tritonrag.cli.index import resumable
@@ -224,6 +224,7 @@ class Slow(HashEmbedder):
 
 began = threading.Lock()
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored under nohup
 embedder = Slow()
 try:
     with resumable():
@@ -243,9 +244,12 @@ def test_an_interrupted_process_keeps_what_was_embedded(
     write(tmp_path / "docs", one=text)
     program = [sys.executable, "-c", INTERRUPTED, str(index), str(tmp_path / "docs")]
     with subprocess.Popen(
-        program, cwd=Path(__file__).parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    ) as process:  # fmt: skip
+        program,
+        cwd=Path(__file__).parent,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
         assert process.stdout
         assert process.stdout.readline() == "embedding\n"
         time.sleep(0.1)

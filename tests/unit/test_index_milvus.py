@@ -238,6 +238,11 @@ def test_swap_rollback_prune_and_removal_are_followed(
         third = publish(tmp_path, collection="with-dash_x")
         remote.refresh()
         assert remote.collections["with-dash_x"].name == third
+        remote.check(asked("0", collection="with-dash_x", snapshot=third))
+        with pytest.raises(NotFound, match="snapshot: .* is not live here"):
+            remote.check(asked("0", snapshot=third))
+        with pytest.raises(NotFound, match="there are default, with-dash_x"):
+            remote.check(asked("0", collection="none"))
         snapshots = [name for name in milvus("list_collections") if not name.endswith("DOCUMENTS")]
         assert len(snapshots) == 3
         removing.remove_collection(tmp_path, "default")

@@ -242,7 +242,6 @@ def test_a_json_sidecar_says_each_thing_once(docs: Path, index: Path) -> None:
         "+++\n[access]\nread = ['hr']\n+++\n\nText.",
         '+++\npermissions.access = ["hr"]\n+++\n\nText.',
         '+++\npermissions = { access = ["hr"] }\n+++\n\nText.',
-        '{\n  "title": "Leave",\n  "access": ["hr"]\n}\n\nText.',
         "---\nmetadata: {access: [hr]\n---\n\nText.",
     ],
 )
@@ -254,6 +253,12 @@ def test_a_front_matter_that_is_not_read_closes_nothing_in_vain(
     failures = add(index, docs).failures
     assert [Path(failure.name).name for failure in failures] == [name]
     assert "its front matter names `access` but cannot be read" in failures[0].reason
+
+
+def test_json_is_front_matter_of_markdown_alone(docs: Path, index: Path) -> None:
+    for name in ("leave.md", "log.txt"):
+        (docs / name).write_text('{\n  "title": "Leave",\n  "access": ["hr"]\n}\n\nText.')
+    assert [Path(failure.name).name for failure in add(index, docs).failures] == ["leave.md"]
 
 
 @pytest.mark.parametrize(

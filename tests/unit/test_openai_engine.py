@@ -309,8 +309,9 @@ def streams(flood: Reply) -> Reply:
 
 @pytest.mark.parametrize("flood", [one_line_without_end, one_event_without_end, text_without_end])
 def test_an_answer_without_end_is_ended(
-    engine: OpenAiEngine, endpoint: Endpoint, flood: Reply
+    engine: OpenAiEngine, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch, flood: Reply
 ) -> None:
+    monkeypatch.setattr("tritonrag.engines.endpoint.MAX_EVENT_BYTES", 100_000)  # read in time
     endpoint.replies = [streams(flood)]
     recorder = generate(engine, max_tokens=8).wait()
 

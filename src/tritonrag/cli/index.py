@@ -161,9 +161,12 @@ def add(
             records = current_documents(index_dir, collection, manifest.sha256)
             with changed_read_ahead(files, records, chunker.settings.recipe) as ahead:
                 done = adder.add(
-                    collection, ahead, retry_failed=retry_failed, allow_opening=allow_opening,
+                    collection,
+                    ahead,
+                    retry_failed=retry_failed,
+                    allow_opening=allow_opening,
                     wait=not no_wait,
-                )  # fmt: skip
+                )
         if version == live:
             served = is_served(done, index_dir, manifest, servers)
     done.failures[:0] = found.failures
@@ -366,16 +369,18 @@ def print_added(
     if done.snapshot is None:
         print(f"{done.collection}: nothing was indexed")
     elif not done.published:
-        print(f"{done.collection}: nothing changed, {done.unchanged} files are as they were "
-              f"indexed; snapshot {done.snapshot} "
-              f"{'stays live' if served is not False else 'stays as it is'}")  # fmt: skip
+        stays = "stays as it is" if served is False else "stays live"
+        print(
+            f"{done.collection}: nothing changed, {done.unchanged} files are as they were indexed; "
+            f"snapshot {done.snapshot} {stays}"
+        )
     else:
         print(
             f"{done.collection}: {done.added} added, {done.changed} changed, "
             f"{done.removed} removed, {done.unchanged} unchanged, {len(done.failures)} failed; "
             f"{done.passages} passages, {done.embedded} embedded in {seconds:.1f} s"
             + (f", {done.resumed} by an interrupted run" if done.resumed else "")
-            + f"; snapshot {done.snapshot} is {'live' if served is not False else 'written'}"
+            + f"; snapshot {done.snapshot} is {'live' if served or version else 'written'}"
             + (f" for version {version} of the embedder" if version else "")
         )
 

@@ -24,15 +24,17 @@ _ACCESS = re.compile(
 """``access`` as a name in YAML, TOML or JSON, a nested one too."""
 
 
-def check_closes_nothing(source: str) -> None:
+def check_closes_nothing(source: str, *, braces: bool = False) -> None:
     """Check the text of a document of which no metadata was read.
+
+    With ``braces``, a JSON object at its beginning counts as front matter too.
 
     Raises:
         InvalidRequest: it begins with what names ``access``, as a front matter does: indexed as it
             is, it would be open to everyone.
     """
     opening = _OPENING.match(source)
-    if opening is None:
+    if opening is None or (opening[2] and not braces):
         return
     body = source[opening.start() : opening.end() + _CHARS]
     end = "\n}" if opening[2] else f"\n{opening[1]}"

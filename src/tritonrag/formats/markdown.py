@@ -30,7 +30,7 @@ def parse_markdown(source: str) -> Outline:
     """Parse Markdown."""
     outline = _Markdown(source).parse()
     if not outline.metadata:
-        check_closes_nothing(source)
+        check_closes_nothing(source, braces=True)
     return outline
 
 

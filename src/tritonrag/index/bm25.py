@@ -100,16 +100,19 @@ class _Model(bm25s.BM25):  # type: ignore[misc]
     """Its postings, of which a search reads those of the question's terms, stay on disk."""
 
     def load_scores(
-        self, save_dir: Path, data_name: str, indices_name: str, indptr_name: str, num_docs: int,
+        self,
+        save_dir: Path,
+        data_name: str,
+        indices_name: str,
+        indptr_name: str,
+        num_docs: int,
         **options: object,
-    ) -> None:  # fmt: skip
+    ) -> None:
         starts = np.load(save_dir / indptr_name, allow_pickle=False)
         data, passages = open_array(save_dir / data_name), open_array(save_dir / indices_name)
         if not len(data) == len(passages) == starts[-1]:
             raise ValueError(f"{indptr_name} does not fit {data_name} and {indices_name}")
-        self.scores = {
-            "data": data, "indices": passages, "indptr": starts, "num_docs": num_docs
-        }  # fmt: skip
+        self.scores = {"data": data, "indices": passages, "indptr": starts, "num_docs": num_docs}
 
 
 def dimension(term: str) -> int:

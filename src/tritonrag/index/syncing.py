@@ -68,9 +68,13 @@ def sync(
     """
     with changed_read_ahead(found.files, records, recipe) as files:
         done = adder.add(
-            collection, files, complete_under="", retry_failed=retry_failed,
-            allow_opening=allow_opening, wait=wait,
-        )  # fmt: skip
+            collection,
+            files,
+            complete_under="",
+            retry_failed=retry_failed,
+            allow_opening=allow_opening,
+            wait=wait,
+        )
     done.failures[:0] = found.failures
     done.unknown = found.unknown
     return done
