@@ -39,8 +39,8 @@ LOG = logging.getLogger(__name__)
 SERVER = "tritonserver"
 """What the server itself is called where models are named."""
 
-POLL_S = 0.25
-"""How often the processes are looked at."""
+POLL_S, CONFIRM_S = 0.25, 0.1
+"""How often the processes are looked at, and how soon again at one that seems dead."""
 
 WORK_POLL_S = 2.0
 """How often the models' batches and the requests that wait for them are counted."""
@@ -153,7 +153,7 @@ class Watchdog:
         Raises:
             SetupError: the server does not start any more.
         """
-        while not self._stopped.wait(POLL_S):
+        while not self._stopped.wait(CONFIRM_S if self._suspects else POLL_S):
             self._look()
             self._triton.close_regions()
 
