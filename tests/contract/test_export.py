@@ -396,7 +396,11 @@ def test_a_failed_build_shows_what_the_builder_said(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     builder = tmp_path / "python"
-    builder.write_text("#!/bin/sh\necho no such layer; exit 3\n")
+    builder.write_text(
+        f"""#!/bin/sh
+case "$*" in *genai_builder*) echo no such layer; exit 3;; *) exec {sys.executable} "$@";; esac
+"""
+    )
     builder.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(builder))
     assert export(llm, llama, tmp_path / "repository") == 1

@@ -5,14 +5,19 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import httpx
 
 from tritonrag.server import background
 from tritonrag.server.ports import free_ports
 from tritonrag.server.process import EmbeddedServer, Running
+from tritonrag.settings import ADMIN_HEADER
 
 ROOT = Path(__file__).parents[2]
 REPOSITORY = ROOT / "model_repository"
@@ -85,3 +90,27 @@ def supervised(folder: Path, repository: Path = REPOSITORY) -> Iterator[Served]:
         yield Served(server, running)
     finally:
         server.stop()
+
+
+def statistics(served: Served, model: str) -> dict[str, Any]:
+    """Return Triton's statistics of a model, which want the server's key."""
+    headers = {ADMIN_HEADER: served.running.key}
+    url = f"{served.http}/v2/models/{model}/stats"
+    answer = httpx.get(url, headers=headers, trust_env=False).raise_for_status()
+    found: dict[str, Any] = answer.json()["model_stats"][0]
+    return found
+
+
+def now(served: Served) -> Running:
+    """Return the server as it is now: a restart gives it another process."""
+    running = served.server.running()
+    assert running is not None
+    return running
+
+
+def eventually(holds: Callable[[], bool], seconds: float) -> None:
+    """Return once something holds, which may take some seconds."""
+    began = time.monotonic()
+    while not holds():
+        assert time.monotonic() - began < seconds, f"not within {seconds} s"
+        time.sleep(0.05)

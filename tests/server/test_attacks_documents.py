@@ -13,10 +13,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import httpx
 import numpy as np
 import pytest
-from servers import REPOSITORY, ROOT, Served, tritonrag
+from servers import REPOSITORY, ROOT, Served, statistics, tritonrag
 
 from tritonrag.artifacts import EmbedderManifest
 from tritonrag.client import Client
@@ -278,8 +277,7 @@ def test_a_path_that_is_not_there_ends_a_run_at_once(empty: Served, tmp_path: Pa
 
 
 def embedded(served: Served) -> int:
-    stats = httpx.get(f"{served.http}/v2/models/embed/stats", trust_env=False).json()
-    return int(stats["model_stats"][0]["inference_count"])
+    return int(statistics(served, "embed")["inference_count"])
 
 
 TERMINAL = """

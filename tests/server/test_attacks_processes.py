@@ -11,19 +11,18 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import psutil
 import pytest
-from servers import HANDBOOK, ROOT, Served, add, supervised, tritonrag
+from servers import HANDBOOK, ROOT, Served, add, eventually, now, supervised, tritonrag
 
 from tritonrag.client import Client
 from tritonrag.errors import TritonragError, Unavailable
 from tritonrag.server.launch import SHARED_MEMORY
 from tritonrag.server.ports import free_ports
-from tritonrag.server.process import Running
 
 QUESTION = "How long is parental leave?"
 STUBS = ("tokenize", "embed", "retrieve", "prompt", "generate")
@@ -42,13 +41,6 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         add(served, HANDBOOK)
         eventually(lambda: answered(served), 10)
         yield served
-
-
-def now(served: Served) -> Running:
-    """The server as it is now: a restart gives it another process."""
-    running = served.server.running()
-    assert running is not None
-    return running
 
 
 def stub(served: Served, model: str) -> psutil.Process:
@@ -78,15 +70,6 @@ def restarts(served: Served) -> dict[str, dict[str, int]]:
     return found
 
 
-def eventually(holds: Callable[[], bool], seconds: float) -> float:
-    """Return after how many seconds something held."""
-    began = time.monotonic()
-    while not holds():
-        assert time.monotonic() - began < seconds, f"not within {seconds} s"
-        time.sleep(0.05)
-    return time.monotonic() - began
-
-
 class Load:
     """Eight clients that search and ask without end, and what became of each request."""
 
@@ -106,6 +89,10 @@ class Load:
         for thread in self._threads:
             thread.join(60)
             assert not thread.is_alive(), "a request hangs"
+
+    def answered_after(self, moment: float) -> bool:
+        later = [found for began, _, found in self.outcomes if began > moment]
+        return any(not isinstance(found, TritonragError) for found in later)
 
     def _run(self, number: int) -> None:
         with Client(self._served.grpc, timeout=30) as client:
@@ -130,15 +117,13 @@ def test_a_killed_model_is_back_and_every_request_ends(watched: Served, model: s
         killed = time.monotonic()
         eventually(lambda: not healthy(watched), 2)
         eventually(lambda: answered(watched), RESTARTED_S if model == "generate" else RELOADED_S)
-        time.sleep(0.5)
+        eventually(lambda: load.answered_after(killed), RELOADED_S)
     eventually(lambda: healthy(watched), 2)
     assert restarts(watched)[model]["died"] == before + 1
     failures = [found for _, _, found in load.outcomes if isinstance(found, TritonragError)]
     answers = [found for _, _, found in load.outcomes if not isinstance(found, TritonragError)]
     assert all(found in (["parental-leave.md"], "parental-leave.md") for found in answers)
     assert all(isinstance(each, Unavailable) for each in failures), set(map(repr, failures))
-    later = [found for began, _, found in load.outcomes if began > killed]
-    assert any(not isinstance(found, TritonragError) for found in later)
 
 
 def test_a_killed_server_is_back(watched: Served) -> None:

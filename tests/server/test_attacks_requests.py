@@ -19,13 +19,14 @@ import httpx
 import psutil
 import pytest
 import raw
-from servers import HANDBOOK, Served, add, supervised
+from servers import HANDBOOK, Served, add, eventually, now, supervised
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from tritonrag.client import Client, marshalling, wire
 from tritonrag.client.over_grpc import channel_options
 from tritonrag.errors import TritonragError
-from tritonrag.server.process import Running
+from tritonrag.server.launch import SHARED_MEMORY
+from tritonrag.server.watchdog import REGION_BYTES
 from tritonrag.settings import ADMIN_HEADER
 
 QUESTION = "How long is parental leave?"
@@ -49,13 +50,6 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         yield served
 
 
-def now(served: Served) -> Running:
-    """The server as it is now: a restart gives it another process."""
-    running = served.server.running()
-    assert running is not None
-    return running
-
-
 def answered(served: Served) -> bool:
     try:
         with Client(served.grpc, timeout=LATE_S) as client:
@@ -64,11 +58,10 @@ def answered(served: Served) -> bool:
         return False
 
 
-def eventually(holds: Callable[[], bool], seconds: float) -> None:
-    began = time.monotonic()
-    while not holds():
-        assert time.monotonic() - began < seconds, f"not within {seconds} s"
-        time.sleep(0.05)
+def settled(served: Served) -> bool:
+    """Whether no model is to be loaded again for the memory that an earlier request took."""
+    regions = SHARED_MEMORY.glob(f"{now(served).prefix}*")
+    return answered(served) and all(each.stat().st_size <= REGION_BYTES for each in regions)
 
 
 def longest_search_s(served: Served, count: int = 10) -> float:
@@ -208,6 +201,7 @@ def many_files(watched: Served) -> Iterator[int]:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     _, of_server = resource.prlimit(now(watched).pid, resource.RLIMIT_NOFILE)
     wanted = 3000
+    eventually(lambda: settled(watched), 20)
     if min(hard, of_server) < wanted + RESERVED_FILES:
         pytest.skip(f"this machine allows {hard} open files, the server {of_server}")
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

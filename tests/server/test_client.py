@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from urllib.request import urlopen
 
 import numpy as np
 import pytest
-from servers import Served
+from servers import Served, statistics
 
 from tritonrag import errors
 from tritonrag.client import AsyncClient, Client
@@ -42,8 +40,7 @@ def talking(endless: Served, protocol: str) -> Iterator[Client]:
 def ended(served: Served) -> int:
     """Return how many requests of `rag` have ended, one way or the other; an ensemble's are counted
     at their last response, those of `generate` itself already when it has taken them."""
-    with urlopen(f"{served.http}/v2/models/rag/stats") as response:
-        stats = json.load(response)["model_stats"][0]["inference_stats"]
+    stats = statistics(served, "rag")["inference_stats"]
     return int(stats["success"]["count"]) + int(stats["fail"]["count"])
 
 

@@ -8,7 +8,8 @@ What every start adds, embedded or in the container:
   stack, so that a body in many small pieces ends the server with signal 11 at the usual 8 MiB;
 - a prefix for its shared memory, so that what a killed server leaves behind can be told from
   everybody else's, and modes that let no other user read it, since requests cross there;
-- no pool of gRPC messages: each of its eight would keep the memory of the largest request so far;
+- no pool of gRPC messages, each of whose eight would keep the memory of the largest request so far,
+  and one arena of the allocator, since each more keeps some too;
 - as many open files as are allowed, since connections that do nothing are never closed, and a gRPC
   client that has vanished is noticed after 80 seconds instead of two hours.
 """
@@ -114,7 +115,7 @@ class Triton:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT if log else None,
-                env=_without_key(how.environment),
+                env=_inherited(how.environment),
                 start_new_session=True,
                 preexec_fn=lambda: _prepare(how.bound),
             )
@@ -183,9 +184,10 @@ def admin_key() -> str:
     return key
 
 
-def _without_key(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return what the server inherits: its models need no key."""
-    return {name: each for name, each in environment.items() if name != ADMIN_KEY_VARIABLE}
+def _inherited(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the server's environment: its models need no key."""
+    kept = {name: each for name, each in environment.items() if name != ADMIN_KEY_VARIABLE}
+    return {"MALLOC_ARENA_MAX": "1"} | kept
 
 
 def processes(prefix: str) -> Iterator[psutil.Process]:
