@@ -116,7 +116,7 @@ class BareEngine:
         builder = prompt_builder(served.repository, version)
         self._generations = []
         for question, found in zip(questions, search.answer(questions), strict=True):
-            passages = parse_passages(passage.decode() for passage in found.passages)
+            passages = parse_passages([passage.decode() for passage in found.passages])
             prompt = builder.build(question, passages)
             self._generations.append(self._generation(prompt.text, prompt.citations))
 
