@@ -60,6 +60,8 @@ SNAPSHOT_PASSAGES = 2000
 SETTLE_S, MEDIAN_S = 600, 300
 MIN_MEMORY_S = 2 * SETTLE_S
 """A shorter run does not judge memory: its level is not reached yet."""
+FULL = "its queue is full"
+"""What `generate` says where callers who have gone fill its queue: it is there, and refuses."""
 
 
 @dataclass
@@ -110,7 +112,7 @@ class Run:
             told = f"{failure.kind} at {failure.ended - self.began:.1f} s: {failure.message}"
             if not refusal:
                 found.setdefault(f"failed as {failure.error}", []).append(told)
-            elif self.mode != "overload" and not self.in_window(failure):
+            elif self.mode != "overload" and FULL not in told and not self.in_window(failure):
                 found.setdefault("unavailable too long after a kill", []).append(told)
         for problem in filter(None, (kill.problem() for kill in self._over())):
             found.setdefault("slow recovery", []).append(problem)

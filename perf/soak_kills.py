@@ -66,8 +66,11 @@ class Kill:
 
     def problem(self) -> str:
         """Return what took too long, or ""."""
-        if self.answered_s is None or self.answered_s > self.allowed_s:
-            return f"{self.role}: answered after {self.answered_s} s, allowed {self.allowed_s:g}"
+        # An answer of the LLM may wait behind those of callers who have gone: its request counts
+        # by when it was sent.
+        back_s = self.sent_s if self.role == "generate" else self.answered_s
+        if back_s is None or back_s > self.allowed_s:
+            return f"{self.role}: answered after {back_s} s, allowed {self.allowed_s:g}"
         if self.noticed_s is None or self.noticed_s > NOTICED_S:
             return f"{self.role}: noticed after {self.noticed_s} s, allowed {NOTICED_S:g}"
         return ""

@@ -204,9 +204,19 @@ def clean_up(prefix: str) -> None:
     for process in remains:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
-    psutil.wait_procs(remains, timeout=END_S)
+    deadline = time.monotonic() + END_S
+    while not all(map(_ended, remains)) and time.monotonic() < deadline:
+        time.sleep(0.01)
     for file in SHARED_MEMORY.glob(f"{prefix}*"):
         file.unlink(missing_ok=True)
+
+
+def _ended(process: psutil.Process) -> bool:
+    """Return whether a process is gone, or waits for whoever inherited it to reap it."""
+    try:
+        return bool(process.status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
 
 
 def _closed(key: str) -> list[str]:
