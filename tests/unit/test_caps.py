@@ -43,6 +43,7 @@ class Recorder:
 
     text: str = ""
     ends: list[str | TritonragError] = field(default_factory=list)
+    usage: Usage = field(default_factory=Usage)
     ended: threading.Event = field(default_factory=threading.Event)
     gone: bool = False
 
@@ -51,6 +52,7 @@ class Recorder:
 
     def finish(self, reason: str, usage: Usage) -> None:
         self.ends.append(reason)
+        self.usage = usage
         self.ended.set()
 
     def fail(self, error: TritonragError) -> None:
@@ -270,6 +272,20 @@ def test_a_stuck_engine_keeps_nobody_waiting(
     assert begun.ends == ["length"]
     assert cancelled.ends == ["cancelled"]
     assert [type(end) for end in waiting.ends] == [Unavailable]
+
+
+def test_a_cancel_that_the_engine_does_not_heed_took_the_time_it_took(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(caps, "WATCH_S", 0.01)
+    monkeypatch.setattr(caps, "GRACE_S", 0.1)
+    capped = CappedEngine(engine, Caps(max_seconds=60))
+    cancelled = submit(capped, key=KEY)
+    capped.cancel(KEY)
+    assert cancelled.ended.wait(5)
+    capped.close()
+
+    assert 100 <= cancelled.usage.total_ms < 5000
 
 
 def test_closing_closes_the_engine(engine: Engine) -> None:

@@ -12,7 +12,7 @@
 | in  caller (optional)        | STRING | [1]   | who asks, as the gateway says                    |
 | in  cancel (optional)        | STRING | [1]   | the `cancel_key` of a generation to stop         |
 | out text                     | STRING | [1]   | text since the last response                     |
-| out citations                | STRING | [1]   | first response only                              |
+| out citations                | STRING | [1]   | first response, and the last with places         |
 | out finish_reason, usage     | STRING | [1]   | last response only                               |
 """
 

@@ -180,7 +180,8 @@ class _Inside:
         self._engine = engine
         self._sink = sink
         self._seconds = seconds
-        self._until = time.monotonic() + seconds
+        self._entered = time.monotonic()
+        self._until = self._entered + seconds
         self._stopped_at = math.inf
         self._begun = False
 
@@ -211,8 +212,9 @@ class _Inside:
 
     def end_if_overdue(self) -> None:
         """Tell the caller, where the engine does not."""
-        if time.monotonic() >= self._ends_at() + GRACE_S:
-            self.finish("cancelled", Usage(total_ms=self._seconds * 1e3))
+        now = time.monotonic()
+        if now >= self._ends_at() + GRACE_S:
+            self.finish("cancelled", Usage(total_ms=(now - self._entered) * 1e3))
 
     def _ends_at(self) -> float:
         return min(self._until, self._stopped_at)
