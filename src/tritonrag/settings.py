@@ -44,6 +44,9 @@ URL_VARIABLE = "TRITONRAG_URL"
 WATCHDOG_VARIABLE = "TRITONRAG_WATCHDOG"
 """Watchdog of that server, ``host:port``."""
 
+MAX_VECTOR_DB_TIMEOUT_S = 25.0
+"""Longest wait for a vector database: less than the watchdog takes for a stall of ``retrieve``."""
+
 
 @dataclass(frozen=True)
 class ModelArgs:
@@ -137,7 +140,7 @@ class VectorDbSettings:
         return cls(
             uri=uri,
             token=environment.get("VECTOR_DB_TOKEN", ""),
-            timeout_s=_number(environment, "VECTOR_DB_TIMEOUT", 5, 0.1, 3600),
+            timeout_s=_number(environment, "VECTOR_DB_TIMEOUT", 5, 0.1, MAX_VECTOR_DB_TIMEOUT_S),
         )
 
     @property

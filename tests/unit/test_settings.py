@@ -140,3 +140,9 @@ def test_a_line_break_behind_the_key_is_no_part_of_it() -> None:
 def test_an_endpoint_is_named_by_its_model_and_host() -> None:
     assert describe_llm(REMOTE | {"LLM_API_KEY": "k1"}) == "m at llm:8000"
     assert describe_llm({}) == ""
+
+
+def test_a_vector_database_may_take_less_time_than_a_stall() -> None:
+    environment = {"VECTOR_DB_URI": "http://milvus:19530", "VECTOR_DB_TIMEOUT": "30"}
+    with pytest.raises(SetupError, match=r"VECTOR_DB_TIMEOUT is '30', expected .* 0\.1 to 25"):
+        VectorDbSettings.from_environment(environment)

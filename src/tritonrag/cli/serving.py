@@ -100,11 +100,17 @@ def supervise(
     watchdog_port: Annotated[
         int, typer.Option(min=1, max=65535, help="Port of the watchdog.")
     ] = 8003,
+    start_seconds: Annotated[
+        float,
+        typer.Option(
+            min=1, help="How long the models may take to load before the server is started again."
+        ),
+    ] = 600,
 ) -> None:
     """Run any tritonserver under the watchdog, as the container does, until SIGTERM."""
     from tritonrag.server.container import run
 
-    run(command, watchdog_address, watchdog_port)
+    run(command, watchdog_address, watchdog_port, start_seconds)
 
 
 def down(state_dir: StateDir = STATE) -> None:

@@ -18,11 +18,13 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import logging
 import os
 import resource
 import secrets
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -33,6 +35,8 @@ import psutil
 from tritonrag.errors import SetupError
 from tritonrag.server.log import cause
 from tritonrag.settings import ADMIN_HEADER, ADMIN_KEY_VARIABLE
+
+LOG = logging.getLogger(__name__)
 
 SHARED_MEMORY = Path("/dev/shm")
 
@@ -51,6 +55,9 @@ PARSED_S = 5.0
 
 END_S = 2.0
 """How long the processes of a killed server may take to end."""
+
+CLOSE_S = 0.005
+"""How often new regions of shared memory are closed while models are loaded."""
 
 _GRPC = (
     "--grpc-infer-allocation-pool-size=0",
@@ -85,8 +92,11 @@ class Triton:
         """Start nothing yet."""
         self._how = how
         self._process: subprocess.Popen[bytes] | None = None
+        self._loaded = threading.Event()
         self.prefix = ""
         """Part of the command line of all processes of the last start."""
+        self.started = 0
+        """When the process of the last start was started (:func:`start_ticks`)."""
 
     @property
     def pid(self) -> int:
@@ -99,7 +109,13 @@ class Triton:
         return self._process is not None and self._process.poll() is None
 
     def start(self) -> None:
-        """Start the server; return when it has read its options."""
+        """Start the server; return when it has read its options.
+
+        :meth:`loaded` has to be called once its models are.
+
+        Raises:
+            SetupError: its program cannot be run.
+        """
         how = self._how
         self.prefix = f"tritonrag_{secrets.token_hex(4)}_"
         command = [
@@ -108,9 +124,22 @@ class Triton:
             *_GRPC,
             *_closed(how.key),
         ]
+        try:
+            self._process = self._popen(command)
+        except (OSError, subprocess.SubprocessError) as error:
+            raise SetupError(
+                f"{command[0]}: cannot be started ({error}); name a tritonserver that this user "
+                "may run, and look for free memory, processes and open files"
+            ) from error
+        self.started = start_ticks(self._process.pid)  # before anything that might reap it
+        _hide(self._process, how.key)
+        self.loading()
+
+    def _popen(self, command: Sequence[str]) -> subprocess.Popen[bytes]:
+        how = self._how
         with contextlib.ExitStack() as opened:
             log = opened.enter_context(how.log.open("ab")) if how.log else None
-            self._process = subprocess.Popen(
+            return subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -119,10 +148,10 @@ class Triton:
                 start_new_session=True,
                 preexec_fn=lambda: _prepare(how.bound),
             )
-        _hide(self._process, how.key)
 
     def end(self, timeout_s: float = 0) -> None:
         """End the server, which may take ``timeout_s`` for its answers, and what it leaves."""
+        self.loaded()
         if self._process is None:
             return
         if timeout_s and self.alive:
@@ -132,6 +161,23 @@ class Triton:
         clean_up(self.prefix)
         self._process.kill()
         self._process.wait()
+
+    def loading(self) -> None:
+        """Close new shared memory within milliseconds, in a thread, until :meth:`loaded`."""
+        self.loaded()
+        self._loaded = threading.Event()
+        closing = threading.Thread(
+            target=self._close_until, args=(self._loaded,), name="regions", daemon=True
+        )
+        closing.start()
+
+    def loaded(self) -> None:
+        """Say that all models are loaded."""
+        self._loaded.set()
+
+    def _close_until(self, loaded: threading.Event) -> None:
+        while not loaded.wait(CLOSE_S):
+            self.close_regions()
 
     def close_regions(self) -> None:
         """Let nobody else read the shared memory, which Triton opens to all users of the machine.
@@ -239,29 +285,60 @@ def _prepare(bound: bool) -> None:
         _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
+def start_ticks(pid: int) -> int:
+    """Return when a process was started, in clock ticks since the machine was: no clock moves it.
+
+    Raises:
+        OSError: there is no such process.
+    """
+    return int(_stat(pid)[19])
+
+
+def _stat(pid: int) -> list[str]:
+    """Return the fields of proc(5)'s ``stat`` from the third on; the second may have blanks."""
+    text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    return text.rpartition(")")[2].split()
+
+
 def _hide(process: subprocess.Popen[bytes], key: str) -> None:
     """Overwrite the key in the command line that everybody on this machine can read.
 
     Triton takes the key from no other place. It has copied its options once it starts a second
     thread; a parent may then write the memory of its child.
     """
+    try:
+        hidden = _has_parsed(process) and _overwrite(process.pid, key.encode())
+        why = "its options were not read in time, or do not hold it"
+    except (psutil.Error, OSError) as error:
+        hidden, why = False, str(error)
+    if not hidden and process.poll() is None:
+        LOG.warning(
+            "the admin key stays in the server's command line, where all users of this machine can "
+            "read it (%s); let nobody else use this machine",
+            why,
+        )
+
+
+def _has_parsed(process: subprocess.Popen[bytes]) -> bool:
+    """Wait until the server has read its options; False where it ended or takes too long."""
     deadline = time.monotonic() + PARSED_S
-    with contextlib.suppress(psutil.Error, OSError):
-        while psutil.Process(process.pid).num_threads() < 2:
-            if process.poll() is not None or time.monotonic() > deadline:
-                return
-            time.sleep(0.005)
-        _overwrite(process.pid, key.encode())
+    while psutil.Process(process.pid).num_threads() < 2:
+        if process.poll() is not None or time.monotonic() > deadline:
+            return False
+        time.sleep(0.005)
+    return True
 
 
-def _overwrite(pid: int, secret: bytes) -> None:
-    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+def _overwrite(pid: int, secret: bytes) -> bool:
+    """Overwrite a secret in the arguments of a process; return whether it was there."""
+    fields = _stat(pid)
     start, end = int(fields[45]), int(fields[46])  # arg_start and arg_end, see proc(5)
     with Path(f"/proc/{pid}/mem").open("r+b", buffering=0) as memory:
         memory.seek(start)
         arguments = memory.read(end - start)
-        at = arguments.find(secret)
+        at = first = arguments.find(secret)
         while at >= 0:
             memory.seek(start + at)
             memory.write(b"*" * len(secret))
             at = arguments.find(secret, at + 1)
+    return first >= 0

@@ -11,10 +11,15 @@
 from __future__ import annotations
 
 import json
+import resource
+import socket
+import sys
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -25,7 +30,13 @@ from tritonrag.errors import SetupError
 from tritonrag.server.watchdog import Watchdog
 
 READ_S = 5.0
-"""How long a client may take to send its request."""
+"""How long a client may take to send its whole request, and then to take the answer."""
+
+PLACES = 32
+"""Most connections at a time; one more is closed at once."""
+
+MEMORY_S = 1.0
+"""How long figures of the memory, each of which reads a page per process, are told again."""
 
 
 class Facts(Collector):
@@ -34,6 +45,9 @@ class Facts(Collector):
     def __init__(self, watchdog: Watchdog) -> None:
         """Take the watchdog."""
         self._watchdog = watchdog
+        self._lock = threading.Lock()
+        self._memory: dict[str, int] = {}
+        self._memory_until = 0.0
 
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics."""
@@ -42,7 +56,7 @@ class Facts(Collector):
             "Models and servers that the watchdog replaced",
             labels=["model", "reason"],
         )
-        for (model, reason), count in self._watchdog.restarts.items():
+        for (model, reason), count in list(self._watchdog.restarts.items()):
             restarts.add_metric([model, reason], count)
         yield restarts
         memory = GaugeMetricFamily(
@@ -50,34 +64,43 @@ class Facts(Collector):
             "Memory of the server and of its models' processes, shared pages by their share",
             labels=["model"],
         )
-        for model, size in self._watchdog.memory().items():
+        for model, size in self._measured().items():
             memory.add_metric([model], size)
         yield memory
 
     def as_dict(self) -> dict[str, object]:
         """Return the figures as one JSON object: memory in MB, requests that wait, restarts."""
         restarts: dict[str, dict[str, int]] = {}
-        for (model, reason), count in self._watchdog.restarts.items():
+        for (model, reason), count in list(self._watchdog.restarts.items()):
             restarts.setdefault(model, {})[reason] = count
         return {
             "ready": self._watchdog.healthy,
             "restarts": restarts,
-            "memory_mb": {
-                model: round(size / 1e6, 1) for model, size in self._watchdog.memory().items()
-            },
+            "memory_mb": {model: round(size / 1e6, 1) for model, size in self._measured().items()},
             "waiting": self._watchdog.waiting(),
         }
+
+    def _measured(self) -> dict[str, int]:
+        with self._lock:
+            if time.monotonic() >= self._memory_until:
+                self._memory = self._watchdog.memory()
+                self._memory_until = time.monotonic() + MEMORY_S
+            return self._memory
 
 
 @contextmanager
 def monitored(watchdog: Watchdog, host: str, port: int) -> Iterator[None]:
     """Serve a watchdog's figures during the block.
 
+    From then on this process may have as many open files as the hard limit allows.
+
     Raises:
         SetupError: the port is in use.
     """
+    _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
     try:
-        server = ThreadingHTTPServer((host, port), _handler(watchdog))
+        server = _Server((host, port), _handler(watchdog))
     except OSError as error:
         raise SetupError(
             f"watchdog port {port} is in use ({error.strerror}); choose another with "
@@ -91,6 +114,40 @@ def monitored(watchdog: Watchdog, host: str, port: int) -> Iterator[None]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+class _Server(ThreadingHTTPServer):
+    """A server whose connections are bounded in number, and each in the time for its request."""
+
+    request_queue_size = 128
+
+    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
+        self._read_until: dict[socket.socket, float] = {}
+        super().__init__(address, handler)
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        return len(self._read_until) < PLACES
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self._read_until[request] = time.monotonic() + READ_S
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        self._read_until.pop(request, None)
+        super().shutdown_request(request)
+
+    def service_actions(self) -> None:
+        """End the reading of what takes too long; called twice a second."""
+        now = time.monotonic()
+        for request, until in list(self._read_until.items()):
+            if now > until:
+                with suppress(OSError):  # it has just been closed
+                    request.shutdown(socket.SHUT_RD)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Keep clients that break off out of the log."""
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)
 
 
 def _handler(watchdog: Watchdog) -> type[BaseHTTPRequestHandler]:

@@ -26,7 +26,7 @@ from tritonrag.contract import MODELS, RERANK
 from tritonrag.errors import SetupError, Unavailable
 from tritonrag.server import installation
 from tritonrag.server.control import Control
-from tritonrag.server.launch import Launch, Triton, admin_key, clean_up
+from tritonrag.server.launch import Launch, Triton, admin_key, clean_up, start_ticks
 from tritonrag.server.ports import HOST, Ports
 from tritonrag.server.watchdog import Watchdog
 from tritonrag.settings import describe_llm
@@ -43,12 +43,13 @@ class Running:
 
     ``key`` opens its closed APIs. ``watchdog`` is the process that watches it, 0 where none does,
     and ``watching`` when that was started. ``llm`` is what generates in place of the LLM in the
-    repository (:func:`tritonrag.settings.describe_llm`), empty where nothing does. Times are in
-    seconds since 1970.
+    repository (:func:`tritonrag.settings.describe_llm`), empty where nothing does. Times are those
+    of :func:`tritonrag.server.launch.start_ticks`; with seconds in their place, as an older release
+    wrote them, no process is taken for the server, and what it left is cleaned up.
     """
 
     pid: int
-    started: float
+    started: int
     prefix: str
     ports: Ports
     repository: str
@@ -56,7 +57,7 @@ class Running:
     config: str = ""
     key: str = field(default="", repr=False)
     watchdog: int = 0
-    watching: float = 0
+    watching: int = 0
     llm: str = ""
 
     @property
@@ -161,7 +162,7 @@ class EmbeddedServer:
         running, triton = self._known(), self._triton
         if running is None or triton is None:
             raise SetupError(f"{self.folder}: no server was started here that could be watched")
-        started = psutil.Process().create_time()
+        started = start_ticks(os.getpid())
         watched = self._save(replace(running, watchdog=os.getpid(), watching=started))
         return Watchdog(
             triton,
@@ -249,22 +250,20 @@ class EmbeddedServer:
                 raise Unavailable(f"not ready after {timeout_s:.0f} s; see {self.log}")
             progress(f"waiting for the models … {seconds:.0f} s")
             time.sleep(0.1)
+        triton.loaded()
         triton.close_regions()
 
 
 def _now(running: Running, triton: Triton) -> Running:
     """Return ``running`` with the process that was started last."""
-    started = psutil.Process(triton.pid).create_time()
-    return replace(running, pid=triton.pid, started=started, prefix=triton.prefix)
+    return replace(running, pid=triton.pid, started=triton.started, prefix=triton.prefix)
 
 
-def _runs(pid: int, started: float) -> bool:
+def _runs(pid: int, started: int) -> bool:
     """Return whether the very process that was started at a time still runs."""
     try:
-        process = psutil.Process(pid)
-        same = abs(process.create_time() - started) < 1
-        return bool(same and process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
+        return start_ticks(pid) == started and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except (OSError, psutil.NoSuchProcess):
         return False
 
 
