@@ -76,6 +76,25 @@ def test_a_key_that_stays_visible_is_in_the_log(
     assert KEY not in caplog.text
 
 
+STARTS = """
+import subprocess
+from tritonrag.server.control import Control
+from tritonrag.server.ports import Ports
+control = Control(Ports(1, 1, 1, 1), "k" * 20)
+for _ in range(100):
+    control.serves("embed")
+    assert subprocess.run(["true"], preexec_fn=lambda: None).returncode == 0
+"""
+
+
+def test_a_start_beside_open_connections_is_as_any_other() -> None:
+    """What gRPC did in forked processes aborted one in twenty."""
+    environment = {name: each for name, each in os.environ.items() if "GRPC" not in name}
+    command = [sys.executable, "-c", STARTS]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+
+
 def test_a_process_is_known_by_when_it_started() -> None:
     with subprocess.Popen(["sleep", "60"]) as process:
         started = start_ticks(process.pid)
