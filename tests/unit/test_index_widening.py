@@ -16,6 +16,7 @@ from tritonrag.cli import index as commands
 from tritonrag.corpus import find_files
 from tritonrag.errors import InvalidRequest
 from tritonrag.index import layout
+from tritonrag.index.catalogue import lacking
 from tritonrag.index.manifest import DOCUMENTS
 from tritonrag.index.reports import Added
 from tritonrag.index.snapshot import Snapshot
@@ -206,6 +207,23 @@ def test_what_is_closed_in_a_version_that_is_prepared_stays_so(
         assert prepared() == ("hr",)
     assert prepare(allow_opening=True).opened == [Opening("pay.md", ("hr",), ())]
     assert prepared() == ()
+
+
+def test_what_the_live_version_opened_since_is_opened_in_another_where_that_is_meant(
+    docs: Path, index: Path
+) -> None:
+    ours, theirs = manifest().sha256, "cd" * 32
+    add(index, docs)
+    add(index, docs / "none", sha256=theirs, live=ours)
+    say(docs, "access: [hr, it]")
+    add(index, docs)
+    (failure,) = add(index, docs / "none", sha256=theirs, live=ours).failures
+    assert failure.name == "pay.md"
+    assert failure.reason.startswith("was for hr, is for hr, it in the live version; it stays")
+    assert lacking(index, manifest(theirs), manifest()) == ([], ["default"])
+    report = add(index, docs / "none", sha256=theirs, live=ours, allow_opening=True)
+    assert report.opened == [Opening("pay.md", ("hr",), ("hr", "it"))]
+    assert lacking(index, manifest(theirs), manifest()) == ([], [])
 
 
 @pytest.fixture

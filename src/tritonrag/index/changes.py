@@ -59,9 +59,10 @@ class Changes:
         """Begin with the documents of ``base``; ``report`` is filled in on the way."""
         self._own = kept_parts(own)
         self._parts: dict[str, Part] = {**kept_parts(base)}
+        self._open_in_base: dict[str, Part] = {}
         for source, part in self._own.items():
             if source in self._parts:
-                self._parts[source] = _of_both(self._parts[source], part)
+                self._take_both(self._parts[source], part)
         self._closed = _closed([*self._own.values(), *self._parts.values()])
         self._spare: dict[str, Part] = {
             source: part for source, part in self._own.items() if source not in self._parts
@@ -103,6 +104,7 @@ class Changes:
         if retry_failed:
             self._failed = {}
         sources = {file.source for file in files}
+        self._open_as_base(sources)
         self._listener.started(len(sources.union(filter(self._is_foreign, self._parts))))
         yield from self._of_files(files)
         yield from self._again()
@@ -121,6 +123,26 @@ class Changes:
         for document in documents:
             self._parts[document.record.source] = self._waiting(document.record)
         self._report.embedded += len(vectors)
+
+    def _take_both(self, base: Part, own: Kept) -> None:
+        """Take what ``base`` and ``own`` have of a document, closed where it is in either."""
+        source = own.record.source
+        self._parts[source] = _of_both(base, own)
+        if opens(own.record.metadata.access, base.record.metadata.access):
+            self._open_in_base[source] = base
+
+    def _open_as_base(self, named: set[str]) -> None:
+        """Open what is closed here alone and no file is named of, where that is meant."""
+        for source in sorted(self._open_in_base.keys() & self._parts.keys() - named):
+            base, before = self._open_in_base[source], self._parts[source].record.metadata.access
+            opening = Opening(source, before, base.record.metadata.access)
+            if self._allow_opening:
+                self._parts[source] = base
+                self._report.opened.append(opening)
+            else:
+                said = str(opening).removeprefix(f"{source}: ")
+                reason = f"{said} in the live version; it stays closed (--allow-opening opens it)"
+                self._report.failures.append(Failure(source, reason))
 
     def _of_files(self, files: list[SourceFile]) -> Iterator[Document]:
         for job, made in self._parsers.cut_all(self._jobs(files)):
