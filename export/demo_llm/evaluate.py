@@ -169,7 +169,9 @@ class Reader:
             for text, heading in zip(row["passages"], headings, strict=True)
         ]
         prompt = self.builder.build(row["question"], passages)
-        allowed = list(quotes((c["mark"], c["text"]) for c in prompt.citations if c["mark"]))
+        escape = self.builder.escape  # as in the prompt
+        cited = [(c["mark"], escape(c["text"])) for c in prompt.citations if c["mark"]]
+        allowed = list(quotes(cited))
         tokens = self._answers(allowed)
         cache, last, state = self._run(self._encode(prompt.text), DynamicCache())
         found = self._logprobs(cache, last, tokens)

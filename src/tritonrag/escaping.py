@@ -20,8 +20,13 @@ _CONTROLS = re.compile(r"[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f]+")
 """Control characters (Unicode's category Cc) other than white space, which no text needs. Format
 characters stay: joiners make Persian words and emoji families what they are."""
 
-_UNSEEN = "\u00ad\u200b-\u200f\u2060-\u2064\ufeff"
-_MARK = re.compile(rf"[\[［]([\s{_UNSEEN}]*\d[\d\s{_UNSEEN},;–-]*)[\]］]")
+_UNSEEN = (
+    "\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e"
+    "\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\U000e0000-\U000e0fff"
+)
+"""Unicode's Default_Ignorable_Code_Point, as in a class of characters."""
+
+_MARK = re.compile(rf"[\[［]([\s{_UNSEEN}]*\d[\d\s{_UNSEEN},、，;–-]*)[\]］]")
 """A number in brackets, or several, also with what cannot be seen between."""
 
 _ANGLED = re.compile(r"[<＜][^<>＜＞\s]{1,64}[>＞]")
@@ -46,7 +51,8 @@ def escape_for(tokens: Iterable[str]) -> Escape:
     The well-known ones of all families are escaped too, so that without any this serves an LLM
     whose tokenizer is not known.
     """
-    own = {_folded(token.strip()) for token in tokens}
+    raw = {token.strip() for token in tokens}
+    own = raw | {_folded(token) for token in raw}
     bracketed = {token for token in own if _ANGLED.fullmatch(token) or _SQUARE.fullmatch(token)}
     # One of a single character has no place for a space: no family has such. One with a control
     # character, as our sentence pointers are, is in no text that is printable.
@@ -55,7 +61,8 @@ def escape_for(tokens: Iterable[str]) -> Escape:
 
     def parted(match: re.Match[str]) -> str:
         token = match[0]
-        special = _folded(token) in bracketed or _KNOWN.fullmatch(_folded(token))
+        folded = _folded(token)
+        special = folded in bracketed or _KNOWN.fullmatch(folded)
         return _parted(token) if special else token
 
     def escape(text: str) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from datetime import UTC, date, datetime
@@ -143,7 +144,7 @@ def _title(value: object) -> str:
 
 def _check_access(values: Mapping[str, Any]) -> None:
     for name in values:
-        if name != "access" and _means_access(name):
+        if name != "access" and means_access(name):
             raise InvalidRequest(f"metadata: {_shown(name)} is not a name; write `access`")
     for name, value in values.items():
         if _holds_access(value):
@@ -158,9 +159,17 @@ def _check_access(values: Mapping[str, Any]) -> None:
         )
 
 
-def _means_access(name: object) -> bool:
-    """Tell whether a name is ``access`` but for its case, or the end of a dotted one."""
-    return isinstance(name, str) and re.split(r"[.:/]", name)[-1].strip().lower() == "access"
+def means_access(name: object) -> bool:
+    """Tell whether a name looks like ``access``, or the end of a dotted one does."""
+    text = name.decode(errors="replace") if isinstance(name, bytes) else name
+    return isinstance(text, str) and re.split(r"[.:/]", folded(text))[-1].strip() == "access"
+
+
+def folded(text: str) -> str:
+    """Return a text without what cannot be seen in it, its letters in their plainest form."""
+    plain = unicodedata.normalize("NFKC", text)
+    seen = (each for each in plain if unicodedata.category(each) not in ("Cf", "Mn"))
+    return "".join(seen).casefold()
 
 
 def _holds_access(value: object) -> bool:
@@ -172,9 +181,11 @@ def _holds_access(value: object) -> bool:
             continue
         seen.add(id(each))
         if isinstance(each, Mapping):
-            if any(map(_means_access, each)):
+            if any(map(means_access, each)):
                 return True
             waiting.extend(each.values())
+        elif isinstance(each, tuple) and len(each) == 2 and means_access(each[0]):
+            return True  # as YAML's pairs are read
         else:
             waiting.extend(each)
     return False
@@ -182,7 +193,7 @@ def _holds_access(value: object) -> bool:
 
 def _usable(name: object, value: object) -> bool:
     """Tell whether a value of a front matter can be kept; ``access`` must be, or be an error."""
-    if _means_access(name) or _holds_access(value):
+    if means_access(name) or _holds_access(value):
         return True
     try:
         Metadata.read({name: value})  # type: ignore[dict-item]

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from itertools import chain
 from typing import Any
 
@@ -205,6 +206,12 @@ class PromptBuilder:
         """
         if not passages:
             return Prompt("", [])
+        # Rendering is tried several times: each text is escaped once.
+        return replace(self, escape=cache(self.escape))._built(question, passages, history)
+
+    def _built(
+        self, question: str, passages: Sequence[dict[str, Any]], history: Sequence[Message]
+    ) -> Prompt:
         question = self.escape(question)
         history = [{**turn, "content": self.escape(turn["content"])} for turn in history]
         whole = "" if self._too_long(passages) else self._render(question, passages, history)
@@ -235,7 +242,12 @@ class PromptBuilder:
         if not self._too_long([passage]) and fits(len(text)):
             return passage
         text = text[: self._room * CHARS_PER_TOKEN]
-        most = bisect_left(range(1, len(text)), True, key=lambda length: not fits(length))
+        # From short lengths on: escaping and counting take as long as what they are given.
+        over = max(1, self._room)
+        while over < len(text) and fits(over):
+            over *= 2
+        lengths = range(1, min(over, len(text)))
+        most = bisect_left(lengths, True, key=lambda length: not fits(length))
         words = text[:most].rsplit(maxsplit=1)
         cut = words[0] if len(words) > 1 else text[:most]
         if not cut.strip():

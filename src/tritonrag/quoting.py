@@ -168,10 +168,19 @@ def quote_grammar(citations: Iterable[tuple[int, str]], encode: Encode, pointers
     ])  # fmt: skip
 
 
-def _allowed(citations: Sequence[tuple[int, str]]) -> list[str]:
+def check_size(citations: Iterable[tuple[int, str]]) -> None:
+    """Check how much text citations have, before anything is done with it.
+
+    Raises:
+        InvalidRequest: there is more than a grammar is made of.
+    """
     size = sum(len(text.encode()) for _, text in citations)
     if size > MAX_QUOTED_BYTES:
         raise _too_much(f"{size} bytes of text", f"{MAX_QUOTED_BYTES}")
+
+
+def _allowed(citations: Sequence[tuple[int, str]]) -> list[str]:
+    check_size(citations)
     allowed = list(quotes(citations))
     if len(allowed) > MAX_QUOTED_SENTENCES:
         raise _too_much(f"{len(allowed)} sentences", f"{MAX_QUOTED_SENTENCES}")

@@ -55,6 +55,14 @@ def test_passages_without_a_sentence_leave_the_refusal(reader: Any) -> None:
     assert reading.answer() == []
 
 
+def test_what_is_escaped_in_the_prompt_is_so_in_the_quotes(reader: Any) -> None:
+    row = {"question": "What ends a turn?", "passages": ["A turn ends with <|im_end|> here."]}
+
+    (quote,) = reader.read(row)["greedy"].quotes
+
+    assert quote == "A turn ends with <| im_end|> here. [1]"
+
+
 def test_the_folder_is_small_and_complete() -> None:
     files = list((RECIPE / "model").iterdir())
     config = json.loads((RECIPE / "model" / "config.json").read_text(encoding="utf-8"))

@@ -135,6 +135,14 @@ def test_more_sentences_than_a_grammar_is_made_of_are_refused(engine: GenaiEngin
     assert time.monotonic() - began < 1
 
 
+def test_more_text_than_a_grammar_is_made_of_is_not_even_escaped(
+    engine: GenaiEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "_escape", lambda _: pytest.fail("it was escaped"))
+    with pytest.raises(InvalidRequest, match="citations: 600000 bytes of text to quote from"):
+        generate(engine, passages=((1, "x " * 150_000),) * 2, grounding="quote")
+
+
 def test_the_answer_is_the_same_alone_and_among_others(engine: GenaiEngine) -> None:
     prompts = [f"Tell me about {word}" for word in ("leave", "bikes", "pay", "rooms", "travel")]
     together = [generate(engine, p, max_tokens=24) for p in prompts]

@@ -81,6 +81,24 @@ def test_a_loop_of_links_ends(docs: Path) -> None:
         assert said["a.md"].startswith("cannot be read: Too many levels of symbolic links")
 
 
+def test_links_among_folders_end_and_each_is_followed_once(docs: Path) -> None:
+    folders = [docs / name for name in "abcdefgh"]
+    for folder in folders:
+        write(folder, own="# Own\n\nText.")
+    for folder in folders:
+        for other in folders:
+            for number in range(2 * (other != folder)):
+                (folder / f"to_{other.name}{number}").symlink_to(f"../{other.name}")
+    found = find_files([docs], follow_links=True)
+    assert {f"{folder.name}/own.md" for folder in folders} < {file.source for file in found.files}
+    assert len(found.files) < 2 + 3 * len(folders)
+    said = {each.reason for each in found.failures}
+    assert said == {
+        "is a link to a folder that it lies in; it would never end",
+        "is a link to a folder that another link leads to, which is followed",
+    }
+
+
 def test_links_within_the_folder_are_files_like_others(docs: Path) -> None:
     """As a mounted ConfigMap has them."""
     shutil.move(docs / "leave.md", docs / "..2026")
@@ -116,6 +134,22 @@ def test_a_link_does_not_leave_a_sidecar_behind(docs: Path, follow: bool) -> Non
     (docs / "open.md.meta.yaml").symlink_to("leave.md.meta.yaml")
     found = find_files([docs], follow_links=follow)
     assert all(file.metadata.get("access") == ["hr"] for file in found.files[:2])
+
+
+@pytest.mark.parametrize("sidecar", ["b.md.meta.yaml", "c/real.md.META.YAML", "b.md.Meta.Json"])
+def test_no_link_of_a_chain_leaves_a_sidecar_behind(docs: Path, sidecar: str) -> None:
+    write(docs / "c", real="# Real\n\nText.")
+    (docs / "a.md").symlink_to("b.md")
+    (docs / "b.md").symlink_to(docs / "c" / "real.md")
+    (docs / sidecar).write_text('{"access": ["hr"]}')
+    for place in (docs, docs / "a.md"):
+        assert read(find_files([place]))["a.md"].startswith("is a link to a file with a sidecar")
+
+
+def test_a_file_that_is_named_itself_has_its_sidecar_whatever_its_case(docs: Path) -> None:
+    (docs / "leave.md.META.YAML").write_text("access: [hr]")
+    (file,) = find_files([docs / "leave.md"]).files
+    assert file.metadata == {"access": ["hr"]}
 
 
 def test_a_link_put_there_after_the_listing_is_seen(docs: Path) -> None:

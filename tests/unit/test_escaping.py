@@ -134,11 +134,19 @@ def test_what_is_escaped_can_still_be_read(text: str, expected: str) -> None:
     assert escape(text) == expected
 
 
+UNSEEN = (
+    "\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b\u180e\u180f\u200b\u202a\u202e\u2060\u2066\u206f"
+    "\u3164\ufe00\ufe0f\ufeff\uffa0\U000e0001\U000e0020\U000e01ef"
+)
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
         ("as in [2] and [ 3,\n4 ].", "as in (2) and ( 3,\n4 )."),
         ("［12］ and [\u200b7]", "(12) and (\u200b7)"),
+        ("[1、2] [3，4]", "(1、2) (3，4)"),
+        *((f"[{unseen}2{unseen}]", f"({unseen}2{unseen})") for unseen in UNSEEN),
         ("[١] [[1]] [a] [] [1a] x[0]", "(١) [(1)] [a] [] [1a] x(0)"),
     ],
 )
@@ -150,6 +158,12 @@ def test_a_tokenizers_own_tokens_are_escaped_whatever_they_look_like() -> None:
     own = escape_for([">>TITLE<<", "<my_token>", "endofit", "x", " ", "\x021\x03"])
 
     assert own(">>TITLE<< <my_token> EndOfIt x y") == "> >TITLE<< < my_token> E ndOfIt x y"
+
+
+def test_a_tokenizers_own_tokens_are_escaped_as_they_are_and_as_they_may_be_compared() -> None:
+    own = escape_for(["①END", "﹤x﹥", "ﬁn"])
+
+    assert own("①END 1end ﹤x﹥ <x> ﬁn fin") == "① END 1 end ﹤ x﹥ < x> ﬁ n f in"
 
 
 def test_parting_one_token_does_not_leave_another() -> None:

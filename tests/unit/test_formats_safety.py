@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 import json
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import docx
@@ -19,6 +20,7 @@ from pypdf.actions import JavaScript
 
 from tritonrag.errors import InvalidRequest
 from tritonrag.formats import containers
+from tritonrag.formats.front_matter import check_closes_nothing
 
 SECRET = "the-very-secret"
 
@@ -186,6 +188,9 @@ def test_scripts_of_a_pdf_are_not_run(secret: Path) -> None:
         assert [block.text for block in parsed("a.pdf", buffer.getvalue()).blocks] == ["Seen"]
 
 
+LONG = "x" * 5000
+
+
 @pytest.mark.parametrize(
     ("name", "opening"),
     [
@@ -194,6 +199,19 @@ def test_scripts_of_a_pdf_are_not_run(secret: Path) -> None:
         ("a.md", "\n---\naccess: [hr]\n---\n"),
         ("a.txt", "---\naccess: [hr]\n---\n"),
         ("a.rst", "---\naccess: [hr]\n---\n"),
+        ("a.html", "---\naccess: [hr]\n---\n"),
+        ("a.md", f"+++\nabout = '{LONG}'\naccess = ['hr']\n+++\n"),
+        ("a.md", f"---\nabout: [{LONG}\naccess: [hr]\n---\n"),
+        ("a.md", f"---\r\nabout: [{LONG}\r\naccess: [hr]\r\n...\r\n"),
+        ("a.md", f'{{"about": "{LONG}", "n": {{\n}},\n"x": 1, "ACCESS": ["hr"]}}\n'),
+        ("a.md", '{"a\\u0063cess": ["hr"]}\n'),
+        ("a.md", '{"about": x,\n"access"\n: ["hr"]\n}\n'),
+        ("a.md", "---\n? access\n: [hr\n---\n"),
+        ("a.md", "---\nac\u00adcess: [hr\n---\n"),
+        ("a.md", "<!-- one -->\n<!-- two\n-->\n---\naccess: [hr]\n---\n"),
+        ("a.md", "---\ntitle: A\n---\n\n---\naccess: [hr]\n---\n"),
+        ("a.md", "---\n---\n<!-- x -->\n+++\naccess = ['hr']\n+++\n"),
+        ("a.txt", "---\ntitle: A\n---\n---\naccess: [hr]\n---\n"),
     ],
 )
 def test_access_that_is_not_read_refuses_the_document(name: str, opening: str) -> None:
@@ -203,3 +221,27 @@ def test_access_that_is_not_read_refuses_the_document(name: str, opening: str) -
 
 def test_a_rule_at_the_beginning_is_no_front_matter() -> None:
     assert parsed("a.md", b"---\n\nAccess by key card, see below.").text
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "\n",
+        "{",
+        "access ",
+        "a.",
+        "[access]x",
+        "? ",
+        "<!--x-->",
+        '"access" ',
+        "---\nx\n---\n",
+        "<!--",
+    ],
+)
+def test_looking_for_a_front_matter_takes_time_in_proportion(line: str) -> None:
+    many = line * (400_000 // len(line))
+    began = time.process_time()
+    for text in (f"+++\n {many}x\n+++\n", f"{many}x"):
+        with suppress(InvalidRequest):
+            check_closes_nothing(text, braces=True)
+    assert time.process_time() - began < 4

@@ -8,9 +8,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -270,6 +271,32 @@ def test_an_interrupted_process_keeps_what_was_embedded(
     assert (live(index).vectors(range(1000)) == live(whole).vectors(range(1000))).all()
     write(tmp_path / "docs", one=text + "\n\n# More\n\nMore text.")
     assert add(index, tmp_path / "docs").resumed == 0
+
+
+def test_a_batch_that_comes_late_does_not_disturb_what_is_kept(
+    docs: Path, index: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    came: list[Callable[[Sequence[str], Floats], None]] = []
+    rows = np.zeros((1, DIMENSION), np.float32)
+    keep = Ledger.keep
+
+    def embed(_: object, __: object, ___: int, embedded: Any) -> Iterator[Any]:
+        came.append(embedded)
+        embedded(["early"], rows)
+        raise SetupError("gone")
+        yield
+
+    def slowly(ledger: Ledger, vectors: Mapping[str, Floats]) -> None:
+        for text in vectors:
+            came[0]([f"after {text}"], rows)
+        keep(ledger, vectors)
+
+    monkeypatch.setattr(Ledger, "keep", slowly)
+    adder = Adder(index, manifest(), HashEmbedder(), parsers(), embed_groups=embed)
+    with pytest.raises(SetupError, match="gone"):
+        adder.add("default", find_files([docs]).files)
+    with Ledger.open(index / "default", manifest().sha256, DIMENSION) as ledger:
+        assert list(ledger.kept().of(["early", "after early"])) == ["early"]
 
 
 def test_a_server_that_goes_away_costs_nothing_that_was_embedded(docs: Path, index: Path) -> None:

@@ -16,8 +16,10 @@ from tritonrag.cli import index as commands
 from tritonrag.corpus import find_files
 from tritonrag.errors import InvalidRequest
 from tritonrag.index import layout
+from tritonrag.index.catalogue import lacking
 from tritonrag.index.manifest import DOCUMENTS
 from tritonrag.index.reports import Added
+from tritonrag.index.snapshot import Snapshot
 from tritonrag.index.syncing import current_documents
 from tritonrag.index.widening import Opening, WouldOpen, opens
 from tritonrag.settings import INDEX_DIR_VARIABLE, REPOSITORY_VARIABLE
@@ -133,6 +135,97 @@ def test_what_an_interrupted_run_was_to_open_is_asked_for_again(docs: Path, inde
     assert (report.opened, access(index)) == ([Opening("pay.md", ("hr",), ())], ())
 
 
+@pytest.mark.parametrize("text", ["# Pay\n\nMonthly.", "# Pay\n\nWeekly."])
+@pytest.mark.parametrize("complete_under", [None, ""])
+def test_a_closed_file_by_another_name_opens_nothing(
+    docs: Path, index: Path, complete_under: str | None, text: str
+) -> None:
+    """Its folder was named before; now the folder above is."""
+    add(index, docs)
+    (docs / "pay.md.meta.yaml").unlink()
+    (docs / "pay.md").write_text(text)
+    for _ in range(2):
+        report = add(index, docs.parent, complete_under=complete_under)
+        (failure,) = report.failures
+        assert failure.reason.startswith(
+            "would be open to everyone: the same file, as 'pay.md', was for hr, and nothing says"
+        )
+        documents = current_documents(index, "default", manifest().sha256)
+        kept = {each.source: each.metadata.access for each in documents}
+        assert kept["pay.md"] == ("hr",)
+        assert "docs/pay.md" not in kept
+    report = add(index, docs.parent, complete_under=complete_under, allow_opening=True)
+    assert report.opened == [Opening("docs/pay.md", ("hr",), ())]
+    assert report.removed == (complete_under == "")
+
+
+def test_a_copy_of_a_closed_file_opens_only_where_that_is_said(docs: Path, index: Path) -> None:
+    add(index, docs)
+    (docs / "wages.md").write_text((docs / "pay.md").read_text())
+    (docs / "pay.md.meta.yaml").rename(docs.parent / "kept")
+    (docs / "pay.md").unlink()
+    report = add(index, docs, complete_under="")
+    assert ([Path(each.name).name for each in report.failures], report.removed) == (["wages.md"], 0)
+    (docs / "wages.md.meta.yaml").write_text("access: []")
+    report = add(index, docs, complete_under="")
+    assert (report.failures, report.removed) == ([], 1)
+    assert report.opened == [Opening("wages.md", ("hr",), ())]
+
+
+@pytest.mark.parametrize("change", ["none", "of the live", "removed from the live"])
+def test_what_is_closed_in_a_version_that_is_prepared_stays_so(
+    docs: Path, index: Path, change: str
+) -> None:
+    ours, theirs = manifest().sha256, "cd" * 32
+
+    def prepare(**options: bool) -> Added:
+        return add(index, docs, sha256=theirs, live=ours, **options)
+
+    def prepared() -> tuple[str, ...]:
+        documents = Snapshot.open(
+            index / "default" / str(layout.current(index / "default", theirs))
+        ).documents
+        (found,) = [each for each in documents if each.source == "pay.md"]
+        return found.metadata.access
+
+    sidecar = docs / "pay.md.meta.yaml"
+    sidecar.unlink()
+    add(index, docs)
+    sidecar.write_text("access: [hr]")
+    prepare()
+    assert (access(index), prepared()) == ((), ("hr",))
+    prepare()
+    assert prepared() == ("hr",)
+    sidecar.unlink()
+    if change == "of the live":
+        (docs / "pay.md").write_text("# Pay\n\nWeekly.")
+        add(index, docs)
+    elif change == "removed from the live":
+        add(index, docs / "leave.md", complete_under="")
+    for _ in range(2):
+        assert [Path(each.name).name for each in prepare().failures] == ["pay.md"]
+        assert prepared() == ("hr",)
+    assert prepare(allow_opening=True).opened == [Opening("pay.md", ("hr",), ())]
+    assert prepared() == ()
+
+
+def test_what_the_live_version_opened_since_is_opened_in_another_where_that_is_meant(
+    docs: Path, index: Path
+) -> None:
+    ours, theirs = manifest().sha256, "cd" * 32
+    add(index, docs)
+    add(index, docs / "none", sha256=theirs, live=ours)
+    say(docs, "access: [hr, it]")
+    add(index, docs)
+    (failure,) = add(index, docs / "none", sha256=theirs, live=ours).failures
+    assert failure.name == "pay.md"
+    assert failure.reason.startswith("was for hr, is for hr, it in the live version; it stays")
+    assert lacking(index, manifest(theirs), manifest()) == ([], ["default"])
+    report = add(index, docs / "none", sha256=theirs, live=ours, allow_opening=True)
+    assert report.opened == [Opening("pay.md", ("hr",), ("hr", "it"))]
+    assert lacking(index, manifest(theirs), manifest()) == ([], [])
+
+
 @pytest.fixture
 def closed(index: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Two snapshots: in the newer one, one document is closed and one is for fewer."""
@@ -166,6 +259,22 @@ def test_a_rollback_opens_only_what_is_meant(closed: Path) -> None:
         run("rollback", "--to", str(live), code=1)
     said = run("rollback", "--to", str(live), "--allow-opening").stdout
     assert "opened: c.md: was for hr, is for everyone\n" in said
+
+
+def test_what_was_closed_and_then_removed_is_not_opened(closed: Path) -> None:
+    folder = closed / "default"
+    oldest, closing = layout.snapshots(folder)
+    run("rollback", "--allow-opening")
+    run("export", "default", "old.tar")
+    run("rollback", "--to", closing, "--allow-opening")
+    save(closed, [record("c.md")])
+    live = layout.current(folder)
+    for command in (("rollback", "--to", oldest), ("import", "old.tar")):
+        with pytest.raises(WouldOpen, match=r"2 documents .*a.md: was for hr, is for everyone; b"):
+            run(*command, code=1)
+        assert layout.current(folder) == live
+    (folder / closing / DOCUMENTS).write_text("x")
+    run("import", "old.tar")
 
 
 def test_a_rollback_asks_on_a_terminal(closed: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,8 +81,13 @@ def test_what_is_said_outside_goes_before() -> None:
 
 
 @pytest.mark.parametrize(
-    "own", [{"access": None}, {"access": {"a": 1}}, {"access": [1.5]}, {"Access": "hr"}]
-)
+    "own",
+    [
+        {"access": None}, {"access": {"a": 1}}, {"access": [1.5]}, {"Access": "hr"},
+        {"ac\u200bcess": "hr"}, {"\ufeffaccess": "hr"}, {"ａｃｃｅｓｓ": "hr"}, {b"access": "hr"},
+        {"a": [("access", "hr")]}, {"a": {b"Access": "hr"}}, {"acce\u017fs": "hr"},
+    ],
+)  # fmt: skip
 def test_access_is_understood_or_refused(own: dict[str, Any]) -> None:
     with pytest.raises(InvalidRequest, match="access"):
         Metadata.joined(own, {})

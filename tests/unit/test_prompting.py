@@ -281,6 +281,27 @@ def test_passages_are_measured_before_they_are_read(texts: list[str], message: s
     assert time.process_time() - began < 0.1
 
 
+def escaped_in(context: int, given: list[dict[str, Any]]) -> int:
+    """Return how many characters are escaped for a prompt whose tokens are characters."""
+    escaped: list[int] = []
+
+    def noted(text: str) -> str:
+        escaped.append(len(text))
+        return text
+
+    PromptBuilder(render, len, context, 0, escape=noted).build("a", given, exchange(4))
+    return sum(escaped)
+
+
+def test_each_text_is_escaped_once() -> None:
+    given = passages(8, 100)
+    assert escaped_in(2000, given) < sum(len(each["text"]) for each in given) + 200
+
+
+def test_of_a_text_that_is_too_long_little_more_is_escaped_than_is_read() -> None:
+    assert escaped_in(900, [{"text": "x" * 100_000}]) < 900 * CHARS_PER_TOKEN / 2
+
+
 @pytest.mark.parametrize("pointers", [0, 8])
 def test_texts_far_over_the_context_are_not_tokenized(pointers: int) -> None:
     counted: list[int] = []

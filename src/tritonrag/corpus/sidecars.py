@@ -43,9 +43,9 @@ def is_sidecar(key: str) -> bool:
     return key.lower().endswith(ENDINGS)
 
 
-def sidecar_names(name: str) -> list[str]:
-    """Return what the sidecar of a file may be called."""
-    return [name + ending for ending in ENDINGS]
+def target_of(sidecar: str) -> str:
+    """Return the name of the file that a sidecar, by its name, is of."""
+    return sidecar[: sidecar.lower().rindex(".meta.")]
 
 
 def with_sidecars(listing: Listing, given: Mapping[str, Any]) -> list[SourceFile]:
@@ -58,7 +58,7 @@ def with_sidecars(listing: Listing, given: Mapping[str, Any]) -> list[SourceFile
     sidecars: dict[str, list[SourceFile]] = defaultdict(list)
     for file in sorted(listing.files, key=lambda file: file.source):
         if is_sidecar(file.source):
-            sidecars[_target(file.source)].append(file)
+            sidecars[target_of(file.source)].append(file)
     documents = [file for file in listing.files if not is_sidecar(file.source)]
     for target in sorted(sidecars.keys() - listing.keys):
         for sidecar in sidecars[target]:
@@ -66,10 +66,6 @@ def with_sidecars(listing: Listing, given: Mapping[str, Any]) -> list[SourceFile
             listing.failures.append(Failure(sidecar.shown, reason))
     with ThreadPoolExecutor(AT_A_TIME, thread_name_prefix="sidecar") as pool:
         return list(pool.map(lambda file: _described(file, sidecars, given), documents))
-
-
-def _target(key: str) -> str:
-    return key[: key.lower().rindex(".meta.")]
 
 
 def _described(

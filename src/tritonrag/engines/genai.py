@@ -31,7 +31,7 @@ from tritonrag.engines.admission import CANCEL_POLL_S, Admission, FairQueue
 from tritonrag.errors import InternalError, InvalidRequest, SetupError, Unavailable
 from tritonrag.escaping import escape_for, special_tokens
 from tritonrag.generation import Generation, Sink, TextStream, room_for
-from tritonrag.quoting import REFUSAL, quote_grammar
+from tritonrag.quoting import REFUSAL, check_size, quote_grammar
 
 LOG = logging.getLogger(__name__)
 
@@ -162,6 +162,7 @@ class GenaiEngine:
         return np.array(ids, dtype=np.int32), room
 
     def _grammar(self, passages: Sequence[tuple[int, str]]) -> str:
+        check_size(passages)
         escaped = [(number, self._escape(text)) for number, text in passages]  # as in the prompt
         return quote_grammar(escaped, self._ids, self._manifest.pointers)
 

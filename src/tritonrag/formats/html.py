@@ -11,12 +11,15 @@ from bs4.element import CData, NavigableString, PageElement, Tag
 
 from tritonrag.formats.building import LocatedBlocks, bullets, numbers, table_row
 from tritonrag.formats.decoding import decoded_html
+from tritonrag.formats.front_matter import check_closes_nothing
 from tritonrag.formats.outline import Kind, Outline
 
 
 def parse(content: bytes) -> Outline:
     """Parse an HTML file."""
-    return parse_html(decoded_html(content))
+    text = decoded_html(content)
+    check_closes_nothing(text)
+    return parse_html(text)
 
 
 def parse_html(source: str) -> Outline:

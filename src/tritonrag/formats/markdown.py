@@ -14,7 +14,7 @@ from mdit_py_plugins.front_matter import front_matter_plugin
 from tritonrag.errors import InvalidRequest
 from tritonrag.formats.building import LocatedBlocks, bullets, numbers
 from tritonrag.formats.decoding import decoded
-from tritonrag.formats.front_matter import check_closes_nothing, load_yaml
+from tritonrag.formats.front_matter import check_closes_nothing, check_names_no_access, load_yaml
 from tritonrag.formats.html import plain_html
 from tritonrag.formats.outline import Kind, Outline
 
@@ -28,9 +28,9 @@ def parse(content: bytes) -> Outline:
 
 def parse_markdown(source: str) -> Outline:
     """Parse Markdown."""
-    outline = _Markdown(source).parse()
-    if not outline.metadata:
-        check_closes_nothing(source, braces=True)
+    made = _Markdown(source)
+    outline = made.parse()
+    check_closes_nothing(source[made.read :], braces=True)
     return outline
 
 
@@ -46,6 +46,8 @@ class _Markdown:
         self._lists: list[Iterator[str]] = []
         self._marker = ""
         self._metadata: Mapping[str, Any] = {}
+        self.read = 0
+        """Where the front matter ends of which metadata was read."""
 
     def parse(self) -> Outline:
         for token in self._tokens:
@@ -57,6 +59,7 @@ class _Markdown:
     def _take(self, token: Token) -> None:
         if token.type == "front_matter":
             self._metadata = _front_matter(token.content)
+            self.read = self._range(token)[1] if self._metadata else 0
         elif token.type == "heading_open":
             text = _inline_text(next(self._tokens))
             floor, ceiling = self._range(token)
@@ -140,6 +143,6 @@ def _front_matter(text: str) -> Mapping[str, Any]:
     except Exception:  # YAML's constructors raise anything.
         values = None
     if not isinstance(values, dict):
-        check_closes_nothing(f"---\n{text}\n---")
+        check_names_no_access(text)
         return {}
     return values

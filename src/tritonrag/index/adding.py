@@ -139,7 +139,7 @@ class Adder:
                         waiting.pop(text, None)
                     self._listener.finished(len(group))
         except BaseException:  # Ctrl-C above all, and a server that has gone away
-            ledger.keep(waiting)
+            ledger.keep(dict(waiting))  # batches under way may still add to it
             raise
 
     def _publish(self, folder: Path, parts: list[Part], report: Added, mode: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -59,9 +59,14 @@ class Changes:
         """Begin with the documents of ``base``; ``report`` is filled in on the way."""
         self._own = kept_parts(own)
         self._parts: dict[str, Part] = {**kept_parts(base)}
+        self._open_in_base: dict[str, Part] = {}
         for source, part in self._own.items():
-            if source in self._parts and _alike(self._parts[source].record, part.record):
-                self._parts[source] = replace(part, record=self._parts[source].record)
+            if source in self._parts:
+                self._take_both(self._parts[source], part)
+        self._closed = _closed([*self._own.values(), *self._parts.values()])
+        self._spare: dict[str, Part] = {
+            source: part for source, part in self._own.items() if source not in self._parts
+        }
         self._own_snapshot = own
         self._ledger = ledger
         self._staged = ledger.staged()
@@ -72,6 +77,7 @@ class Changes:
         self._report = report
         self._listener = listener
         self._whole = self._allow_opening = False
+        self._gone: frozenset[str] = frozenset()
 
     def remove_absent(self, files: list[SourceFile], under: str | None) -> None:
         """Remove the documents that are not among ``files``, where these are all there are."""
@@ -81,7 +87,8 @@ class Changes:
         there = {file.source for file in files}
         gone = [name for name in self._parts if name.startswith(under) and name not in there]
         for source in gone:
-            del self._parts[source]
+            self._spare[source] = self._parts.pop(source)
+        self._gone = frozenset(gone)
         self._report.removed = len(gone)
 
     def documents(
@@ -97,6 +104,7 @@ class Changes:
         if retry_failed:
             self._failed = {}
         sources = {file.source for file in files}
+        self._open_as_base(sources)
         self._listener.started(len(sources.union(filter(self._is_foreign, self._parts))))
         yield from self._of_files(files)
         yield from self._again()
@@ -115,6 +123,26 @@ class Changes:
         for document in documents:
             self._parts[document.record.source] = self._waiting(document.record)
         self._report.embedded += len(vectors)
+
+    def _take_both(self, base: Part, own: Kept) -> None:
+        """Take what ``base`` and ``own`` have of a document, closed where it is in either."""
+        source = own.record.source
+        self._parts[source] = _of_both(base, own)
+        if opens(own.record.metadata.access, base.record.metadata.access):
+            self._open_in_base[source] = base
+
+    def _open_as_base(self, named: set[str]) -> None:
+        """Open what is closed here alone and no file is named of, where that is meant."""
+        for source in sorted(self._open_in_base.keys() & self._parts.keys() - named):
+            base, before = self._open_in_base[source], self._parts[source].record.metadata.access
+            opening = Opening(source, before, base.record.metadata.access)
+            if self._allow_opening:
+                self._parts[source] = base
+                self._report.opened.append(opening)
+            else:
+                said = str(opening).removeprefix(f"{source}: ")
+                reason = f"{said} in the live version; it stays closed (--allow-opening opens it)"
+                self._report.failures.append(Failure(source, reason))
 
     def _of_files(self, files: list[SourceFile]) -> Iterator[Document]:
         for job, made in self._parsers.cut_all(self._jobs(files)):
@@ -187,7 +215,7 @@ class Changes:
             self._parts[file.source] = replace(old, record=_stamped(old.record, file))
             self._report.unchanged += 1
         elif staged and self._same(staged, file, sha256):
-            self._check_opening(file, staged.metadata.access)
+            self._check_opening(file, staged.metadata.access, staged.sha256)
             self._count(old)
             self._resume(_stamped(staged, file))
         elif failed and self._same(failed, file, sha256):
@@ -217,7 +245,7 @@ class Changes:
             job.file.place,
             given_hash(job.file),
         )
-        self._check_opening(job.file, made.metadata.access)
+        self._check_opening(job.file, made.metadata.access, job.sha256)
         self._count(self._parts.pop(source, None))  # until it is embedded
         return Document(record, made.lines, made.texts, self._known(source, made.texts))
 
@@ -230,25 +258,38 @@ class Changes:
         self._report.failures.append(Failure(file.shown, str(error)))
         self._finished(file.source)
 
-    def _check_opening(self, file: SourceFile, access: tuple[str, ...]) -> None:
-        """Refuse to open a document that was closed, where nothing says so; report it otherwise."""
+    def _check_opening(self, file: SourceFile, access: tuple[str, ...], sha256: str) -> None:
+        """Refuse to open a document that was closed, where nothing says so; report it otherwise.
+
+        The same file by another name is the same document: its folder may be named otherwise now.
+        """
         old = self._parts.get(file.source)
+        old = old or self._closed.get(file.place) or self._closed.get(sha256)
         before = old.record.metadata.access if old else ()
-        if not opens(before, access):
+        if not old or not opens(before, access):
             return
         if not access and "access" not in file.metadata and not self._allow_opening:
+            self._restore(old.record.source)
+            name = old.record.source
+            was = "it was" if name == file.source else f"the same file, as {name!r}, was"
             raise InvalidRequest(
-                f"would be open to everyone: it was for {', '.join(before)}, and nothing says "
+                f"would be open to everyone: {was} for {', '.join(before)}, and nothing says "
                 "`access` of it any more; it stays as it was (bring back its sidecar or --access, "
                 "or write `access: []` in a sidecar; --allow-opening opens all such documents)"
             )
         self._report.opened.append(Opening(file.source, before, access))
 
+    def _restore(self, source: str) -> None:
+        """Keep a document that goes: the next run has to know that it was closed."""
+        if source in self._spare:
+            self._parts[source] = self._spare.pop(source)
+            self._report.removed -= source in self._gone
+
     def _close(self, file: SourceFile) -> None:
         """Give the version that stays of a failed file the access that is said from outside."""
         old, access = self._parts.get(file.source), tuple(file.metadata.get("access", ()))
         if old and access:
-            self._check_opening(file, access)
+            self._check_opening(file, access, "")
             metadata = replace(old.record.metadata, access=access)
             self._parts[file.source] = replace(old, record=replace(old.record, metadata=metadata))
 
@@ -277,6 +318,29 @@ class Changes:
         passages = map(Passage.from_json, part.lines())
         texts = map(self._parsers.chunker.embedded_text, passages)
         return dict(zip(texts, part.vectors(), strict=True))
+
+
+def _of_both(base: Part, own: Kept) -> Part:
+    """Return a document of ``base``, with the vectors that ``own`` has of the same passages.
+
+    Where it is closed in ``own``, a version that is prepared, it stays so: nobody opened it there.
+    """
+    if _alike(base.record, own.record):
+        return replace(own, record=base.record)
+    if not opens(own.record.metadata.access, base.record.metadata.access):
+        return base
+    if (own.record.sha256, own.record.recipe) == (base.record.sha256, base.record.recipe):
+        return own
+    metadata = replace(base.record.metadata, access=own.record.metadata.access)
+    # Without what its file was, so that this is read again, and may say that it is to be opened.
+    return replace(base, record=replace(base.record, metadata=metadata, sha256="", stamp=""))
+
+
+def _closed(parts: Iterable[Part]) -> dict[str, Part]:
+    """Return the documents that not everyone may read, by where their file lies and by its hash."""
+    closed = [part for part in parts if part.record.metadata.access]
+    by_hash = {part.record.sha256: part for part in closed if part.record.sha256}
+    return by_hash | {part.record.path: part for part in closed if part.record.path}
 
 
 def _alike(one: DocumentRecord, other: DocumentRecord) -> bool:

@@ -1,12 +1,15 @@
 """Openings: documents that more callers can read after a change than before it.
 
-Nothing that somebody meant to close is opened by a mistake: a change that would do so is refused
-unless it is meant, and every opening that happens is in the report of its run.
+Nothing that somebody meant to close is opened by a mistake. A rollback or an import by which anyone
+could read more is refused unless it is meant; of a run over files, what would open a document to
+everyone without saying so. Every opening that happens is in the report of its run, also one to
+further groups, which a file or its sidecar says.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,7 +68,8 @@ def openings(before: Iterable[DocumentRecord], after: Iterable[DocumentRecord]) 
 def openings_of_snapshot(collection: Path, target: Path, embedders: Iterable[str]) -> list[Opening]:
     """Return what is opened where the snapshot in ``target`` becomes live for ``embedders``.
 
-    Where what is live now cannot be read, every document may be opened.
+    A document that is not live any more counts as it was in the newest snapshot that is kept, newer
+    than ``target`` and has it. Where what is live now cannot be read, every document may be opened.
 
     Raises:
         OSError, ValueError, TypeError: ``target`` cannot be read.
@@ -76,7 +80,22 @@ def openings_of_snapshot(collection: Path, target: Path, embedders: Iterable[str
         before = [record for name in live for record in read_documents(collection / str(name))]
     except (OSError, ValueError, TypeError, SetupError):
         return [Opening(each.source, (UNKNOWN,), each.metadata.access) for each in after]
-    return openings(before, after)
+    return openings([*before, *_removed(collection, target, before, after)], after)
+
+
+def _removed(
+    collection: Path, target: Path, live: list[DocumentRecord], after: list[DocumentRecord]
+) -> Iterator[DocumentRecord]:
+    """Yield the last records of documents of ``after`` that are not live."""
+    sought = {record.source for record in after} - {record.source for record in live}
+    for name in reversed(layout.snapshots(collection)):
+        # One that is being imported has a name before that of any that is kept.
+        if not sought or name <= target.name:
+            return
+        with suppress(OSError, ValueError, TypeError):  # of what is damaged, nothing is known
+            found = [each for each in read_documents(collection / name) if each.source in sought]
+            yield from found
+            sought -= {record.source for record in found}
 
 
 def refuse(found: Sequence[Opening]) -> None:
