@@ -68,7 +68,7 @@ class Kill:
         """Return what took too long, or ""."""
         # An answer of the LLM may wait behind those of callers who have gone: its request counts
         # by when it was sent.
-        back_s = self.sent_s if self.role == "generate" else self.answered_s
+        back_s = self.answered_s if self.role in RETRIEVAL else self.sent_s
         if back_s is None or back_s > self.allowed_s:
             return f"{self.role}: answered after {back_s} s, allowed {self.allowed_s:g}"
         if self.noticed_s is None or self.noticed_s > NOTICED_S:
