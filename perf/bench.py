@@ -37,7 +37,7 @@ from typing import Any
 
 import measuring
 import perf_analyzer
-from handbook_server import HANDBOOK, REPOSITORY, Served, end_on_sigterm, say, served
+from handbook_server import HANDBOOK, REPOSITORY, Served, say, served
 from in_process import BareEngine, Search
 from measuring import PACKAGES, QUESTIONS, RESULTS, Run
 from perf_analyzer import Load, Measured
@@ -45,6 +45,7 @@ from provenance import provenance
 from report import median, spread
 
 from tritonrag.errors import TritonragError
+from tritonrag.server.launch import end_on_sigterm
 
 LIMIT_BATCH = 64
 ENGINE_PROMPTS = 64

@@ -49,7 +49,7 @@ import perf_analyzer
 import pictures
 import report
 from cells import Cells, fingerprint
-from handbook_server import REPOSITORY, Served, end_on_sigterm, index, say, served
+from handbook_server import REPOSITORY, Served, index, say, served
 from http_load import Request
 from in_process import BareEngine, DirectGenai, Search
 from measuring import PACKAGES, QUESTIONS, RESULTS
@@ -63,6 +63,7 @@ from tritonrag.client import Client
 from tritonrag.contract import DEFAULT_COLLECTION, DEFAULT_TOP_K
 from tritonrag.errors import TritonragError
 from tritonrag.index.manifest import FORMAT_VERSION
+from tritonrag.server.launch import end_on_sigterm
 from tritonrag.versions import GENERATE, live_version
 
 sys.path.append(str(Path(__file__).parent / "workloads"))

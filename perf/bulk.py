@@ -32,7 +32,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from handbook_server import REPOSITORY, ROOT, Served, end_on_sigterm, say, served
+from handbook_server import REPOSITORY, ROOT, Served, say, served
 from provenance import provenance, stem
 
 from tritonrag.artifacts import EmbedderManifest
@@ -43,6 +43,7 @@ from tritonrag.documents import content_hash, read_file
 from tritonrag.errors import SetupError, TritonragError
 from tritonrag.index.embedding import embed_groups
 from tritonrag.parsing import Cut, Job, ParserPool
+from tritonrag.server.launch import end_on_sigterm
 from tritonrag.settings import INDEX_DIR_VARIABLE, URL_VARIABLE
 from tritonrag.versions import EMBED, live_version
 

@@ -40,7 +40,7 @@ import numpy as np
 import numpy.typing as npt
 import pictures
 import tritonclient.grpc as triton
-from handbook_server import REPOSITORY, end_on_sigterm, say
+from handbook_server import REPOSITORY, say
 from provenance import provenance, stem
 
 from tritonrag.artifacts import EmbedderManifest, sha256
@@ -48,6 +48,7 @@ from tritonrag.errors import TritonragError
 from tritonrag.index import EmbedderId, layout, store
 from tritonrag.index.manifest import FLAT, ROWS, VECTORS, DocumentRecord, SnapshotManifest
 from tritonrag.index.tuning import recall_of
+from tritonrag.server.launch import end_on_sigterm
 from tritonrag.server.ports import HOST, free_ports
 from tritonrag.server.process import EmbeddedServer
 

@@ -43,10 +43,11 @@ from checked_answers import (
     same_passages,
     wrong_answer,
 )
-from handbook_server import REPOSITORY, Served, end_on_sigterm, say, served
+from handbook_server import REPOSITORY, Served, say, served
 
 from tritonrag.client import AsyncClient
 from tritonrag.errors import TritonragError
+from tritonrag.server.launch import end_on_sigterm
 
 TIMEOUT_S = 60
 BAD_SHARE = 0.05

@@ -27,13 +27,14 @@ from typing import Any
 import http_load
 import measuring
 from bench_full import search_request
-from handbook_server import REPOSITORY, Served, end_on_sigterm, say, served
+from handbook_server import REPOSITORY, Served, say, served
 from http_load import HttpMeasured
 from measuring import PACKAGES, QUESTIONS, RESULTS
 from provenance import provenance, stem
 from report import median
 
 from tritonrag.errors import TritonragError
+from tritonrag.server.launch import end_on_sigterm
 
 PEAK_CLIENTS, CROWD = 64, 2000
 FACTORS = (1.0, 2.0)

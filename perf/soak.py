@@ -42,7 +42,7 @@ from typing import Any
 import httpx
 import psutil
 from checked_answers import asked_alone
-from handbook_server import REPOSITORY, Served, end_on_sigterm, say, served
+from handbook_server import REPOSITORY, Served, say, served
 from measuring import PACKAGES, RESULTS
 from mixed_load import MAX_MEMORY_SPREAD, memory_spread
 from provenance import provenance, stem
@@ -53,6 +53,7 @@ from swaps import COLLECTION, Publisher, publisher_of
 
 from tritonrag.client import AsyncClient
 from tritonrag.errors import TritonragError
+from tritonrag.server.launch import end_on_sigterm
 
 SAVE_S, LIVE_S = 10, 30
 QUICK_CASES = 8
@@ -178,11 +179,13 @@ class Run:
             "memory_mb_by_process": self.by_process,
             "failures": [
                 asdict(failure)
-                | {"began": round(failure.began - self.began, 2),
-                   "ended": round(failure.ended - self.began, 2)}
+                | {
+                    "began": round(failure.began - self.began, 2),
+                    "ended": round(failure.ended - self.began, 2),
+                }
                 for failure in self.tally.failures[:200]
             ],
-        }  # fmt: skip
+        }
         new = path.with_suffix(".new")
         new.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         os.replace(new, path)
@@ -362,12 +365,25 @@ def _options() -> argparse.Namespace:
     )
     add("--minutes", type=float, help="how long (default: 60; with --overload 10)")
     add("--clients", type=int, help="callers at once (default: 32; with --overload 256)")
-    add("--rate", type=float, default=0, help="most requests a second of all callers (default: "
-        "0, each asks again as soon as it is answered)")  # fmt: skip
-    add("--kill-every", type=float, default=120, help="seconds from one kill to the next "
-        "(default: 120)")  # fmt: skip
-    add("--swap-every", type=float, default=60, help="seconds from one snapshot to the next "
-        "(default: 60)")  # fmt: skip
+    add(
+        "--rate",
+        type=float,
+        default=0,
+        help="most requests a second of all callers (default: 0, each asks again as soon as it is "
+        "answered)",
+    )
+    add(
+        "--kill-every",
+        type=float,
+        default=120,
+        help="seconds from one kill to the next (default: 120)",
+    )
+    add(
+        "--swap-every",
+        type=float,
+        default=60,
+        help="seconds from one snapshot to the next (default: 60)",
+    )
     add("--seed", type=int, default=0, help="of the choice of what is killed (default: 0)")
     add("--repository", type=Path, default=REPOSITORY, help="model repository to serve")
     add("--output", type=Path, default=RESULTS, help="folder of the results")

@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from handbook_server import REPOSITORY, Served, end_on_sigterm, say, served
+from handbook_server import REPOSITORY, Served, say, served
 from provenance import ROOT, provenance, stem
 
 from tritonrag.artifacts import EmbedderManifest
@@ -37,6 +37,7 @@ from tritonrag.client import AsyncClient, Passage
 from tritonrag.errors import NotFound, TritonragError
 from tritonrag.index import EmbedderId, store
 from tritonrag.index.manifest import DocumentRecord
+from tritonrag.server.launch import end_on_sigterm
 
 RESULTS = ROOT / "perf" / "results"
 COLLECTION = "swapped"

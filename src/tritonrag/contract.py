@@ -89,6 +89,9 @@ short to fill a server's memory with."""
 MAX_CALLER_BYTES = 256
 """Longest name of a caller, in bytes of UTF-8."""
 
+STALLED = "the engine has made no step"
+"""What `generate` says, with the seconds behind it, while its engine stands still."""
+
 GROUNDINGS = ("free", "quote")
 """``free``: the LLM words the answer. ``quote``: whole sentences of the passages only."""
 

@@ -321,18 +321,26 @@ def stderr() -> Console:
 @contextmanager
 def resumable() -> Iterator[None]:
     """Let SIGTERM end a run as Ctrl-C does, and say that it can be taken up."""
-    before = signal.signal(signal.SIGTERM, _interrupt)
     try:
-        yield
+        with sigterm_as_ctrl_c():
+            yield
     except KeyboardInterrupt:
         stderr().print("interrupted; the same command goes on where this one was")
         raise
+
+
+@contextmanager
+def sigterm_as_ctrl_c() -> Iterator[None]:
+    """Let SIGTERM end the block as Ctrl-C does."""
+
+    def interrupt(*_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _interrupt(*_: object) -> NoReturn:
-    raise KeyboardInterrupt
 
 
 def is_served(

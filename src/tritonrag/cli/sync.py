@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -10,7 +9,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.text import Text
@@ -315,17 +314,11 @@ def _say(line: str) -> None:
 
 def _until_stopped(forever: Callable[[], None]) -> None:
     """Run until SIGTERM or Ctrl-C, which also end a run under way: nothing half-done goes live."""
-
-    def stop(*_: object) -> NoReturn:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
     try:
-        forever()
+        with commands.sigterm_as_ctrl_c():
+            forever()
     except KeyboardInterrupt:
         _say("stopped")
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _print_plan(plan: Plan, as_json: bool) -> None:

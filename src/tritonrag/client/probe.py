@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from tritonrag.client.streams import AnswerStream
 from tritonrag.client.synchronous import Client
+from tritonrag.contract import STALLED
 from tritonrag.errors import NotFound, TritonragError
 
 QUESTION = "health probe"
-
-STALLED = "has made no step"
-"""What an engine says that does not move: part of its message (``tritonrag.engines.admission``)."""
 
 
 def probe(client: Client) -> None:

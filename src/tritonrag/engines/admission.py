@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+from tritonrag.contract import STALLED
 from tritonrag.errors import Unavailable
 
 CANCEL_POLL_S = 0.05
@@ -61,7 +62,7 @@ class Admission:
     def _check_moves(self) -> None:
         if time.monotonic() > self._due:
             raise Unavailable(
-                f"generate: the engine has made no step for {time.monotonic() - self._moved:.0f} s "
+                f"generate: {STALLED} for {time.monotonic() - self._moved:.0f} s "
                 "(stall_seconds); try again later, and restart the server if that does not help"
             )
 

@@ -16,9 +16,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import astuple
 from pathlib import Path
-from typing import NoReturn, TextIO
+from typing import TextIO
 
 from tritonrag.errors import InternalError, TritonragError, Unavailable, from_tagged, tagged
+from tritonrag.server.launch import end_on_sigterm
 from tritonrag.server.monitor import monitored
 from tritonrag.server.ports import HOST, Ports
 from tritonrag.server.process import PROGRESS, EmbeddedServer, Running
@@ -84,16 +85,12 @@ def watch(server: EmbeddedServer, watching: Callable[[], None] = lambda: None) -
         if running is None:
             raise Unavailable(f"the server ended by itself; see {server.log}")
         watchdog = server.watch()
-        signal.signal(signal.SIGTERM, _exit)
+        end_on_sigterm()
         with monitored(watchdog, HOST, running.ports.watchdog):
             watching()
             watchdog.run()
     finally:
         server.stop()
-
-
-def _exit(number: int, frame: object) -> NoReturn:
-    sys.exit(128 + number)
 
 
 def _follow(lines: TextIO, progress: PROGRESS) -> None:
@@ -111,7 +108,7 @@ def _main(
     pipe: str, state_dir: str, repository: str, index_dir: str, config: str, *ports: str
 ) -> None:
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
-    signal.signal(signal.SIGTERM, _exit)
+    end_on_sigterm()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     server = EmbeddedServer(Path(state_dir))
     with os.fdopen(int(pipe), "w", encoding="utf-8", buffering=1) as parent:

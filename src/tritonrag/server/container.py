@@ -9,21 +9,18 @@ from __future__ import annotations
 import logging
 import os
 import re
-import signal
-import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
 from tritonrag.errors import SetupError
 from tritonrag.server.control import Control
-from tritonrag.server.launch import Launch, Triton, admin_key
+from tritonrag.server.launch import Launch, Triton, admin_key, end_on_sigterm
 from tritonrag.server.monitor import monitored
-from tritonrag.server.ports import HOST, Ports
+from tritonrag.server.ports import GRPC_PORT, HOST, HTTP_PORT, METRICS_PORT, Ports
 from tritonrag.server.watchdog import START_S, Watchdog
 
 LOG = logging.getLogger(__name__)
 
-_PORTS = (("http", 8000), ("grpc", 8001), ("metrics", 8002))
+_PORTS = (("http", HTTP_PORT), ("grpc", GRPC_PORT), ("metrics", METRICS_PORT))
 
 _HERE = ("", "0.0.0.0", HOST, "localhost")
 """Addresses by which a server also listens at 127.0.0.1; the first is Triton's default."""
@@ -45,7 +42,7 @@ def run(
             watchdog's port is in use, or the server cannot be started, or not any more.
     """
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
-    signal.signal(signal.SIGTERM, _exit)
+    end_on_sigterm()
     check(command)
     key = admin_key()
     ports = Ports(*(_option(command, f"{name}-port", default) for name, default in _PORTS))
@@ -100,7 +97,3 @@ def _value(command: Sequence[str], name: str) -> str:
     """Return what an option of the command says last, as ``--name=7`` or ``--name 7``, or ""."""
     found = re.findall(rf"(?:^|\s)--{name}[=\s](\S+)", " ".join(command))
     return str(found[-1]) if found else ""
-
-
-def _exit(number: int, frame: object) -> NoReturn:
-    sys.exit(128 + number)

@@ -36,7 +36,7 @@ class Control:
 
     def ready(self) -> bool:
         """Return whether Triton says that all its models are ready."""
-        return bool(self._page(f"http://{HOST}:{self._ports.http}/v2/health/ready") is not None)
+        return self._page(f"http://{HOST}:{self._ports.http}/v2/health/ready") is not None
 
     def serves(self, model: str) -> bool:
         """Return whether the server means to serve a model; True where it does not say."""

@@ -24,11 +24,14 @@ import resource
 import secrets
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 import psutil
 
@@ -236,6 +239,21 @@ def _inherited(environment: Mapping[str, str]) -> dict[str, str]:
     return {"MALLOC_ARENA_MAX": "1"} | kept
 
 
+def end_on_sigterm() -> None:
+    """Make SIGTERM end this process as an exception, so that its server is stopped."""
+
+    def end(number: int, frame: FrameType | None) -> NoReturn:
+        sys.exit(128 + number)
+
+    signal.signal(signal.SIGTERM, end)
+
+
+def allow_open_files() -> None:
+    """Let this process, and what it starts, open as many files as the hard limit allows."""
+    _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
+
+
 def processes(prefix: str) -> Iterator[psutil.Process]:
     """Yield the server and the processes of its models, by the prefix in their command lines."""
     for process in psutil.process_iter():
@@ -278,8 +296,7 @@ def _prepare(bound: bool) -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_STACK)
     soft = STACK_BYTES if hard == resource.RLIM_INFINITY else min(STACK_BYTES, hard)
     resource.setrlimit(resource.RLIMIT_STACK, (soft, hard))
-    _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
+    allow_open_files()
     os.umask(0o077)
     if bound:
         _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

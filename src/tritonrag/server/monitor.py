@@ -11,7 +11,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import socket
 import sys
 import threading
@@ -27,6 +26,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
 from tritonrag.errors import SetupError
+from tritonrag.server.launch import allow_open_files
 from tritonrag.server.watchdog import Watchdog
 
 READ_S = 5.0
@@ -97,8 +97,7 @@ def monitored(watchdog: Watchdog, host: str, port: int) -> Iterator[None]:
     Raises:
         SetupError: the port is in use.
     """
-    _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
+    allow_open_files()
     try:
         server = _Server((host, port), _handler(watchdog))
     except OSError as error:

@@ -138,9 +138,16 @@ class EmbeddedServer:
             )
             self._triton.start()
             blank = Running(
-                0, 0, "", ports, str(repository.resolve()), str(index_dir.resolve()), config, key,
+                pid=0,
+                started=0,
+                prefix="",
+                ports=ports,
+                repository=str(repository.resolve()),
+                index_dir=str(index_dir.resolve()),
+                config=config,
+                key=key,
                 llm=llm,
-            )  # fmt: skip
+            )
             started = self._save(_now(blank, self._triton))
             try:
                 self._await_ready(self._triton, started, timeout_s, progress)
