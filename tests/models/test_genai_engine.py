@@ -5,20 +5,21 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+import recorder as sinks
 from tokenizers import Tokenizer
 
 from tritonrag.artifacts import LLM_DIR, MANIFEST, LlmManifest
 from tritonrag.engines import genai
 from tritonrag.engines.genai import GenaiEngine
-from tritonrag.errors import InternalError, InvalidRequest, SetupError, TritonragError, Unavailable
+from tritonrag.errors import InternalError, InvalidRequest, SetupError, Unavailable
 from tritonrag.escaping import escape_for
-from tritonrag.generation import Generation, Usage
+from tritonrag.generation import Generation
 from tritonrag.quoting import REFUSAL, pointer, quotes
 
 REPOSITORY = Path(__file__).parents[2] / "model_repository"
@@ -30,45 +31,10 @@ pytestmark = pytest.mark.skipif(
 
 
 @dataclass
-class Recorder:
-    """A sink that keeps what it is given."""
+class Recorder(sinks.Recorder):
+    """One that waits longer: an LLM runs."""
 
-    deltas: list[str] = field(default_factory=list)
-    ends: list[str | TritonragError] = field(default_factory=list)
-    usage: Usage = field(default_factory=Usage)
-    ended: threading.Event = field(default_factory=threading.Event)
-    gone: bool = False
-    """The generation is to stop."""
-    at_first: Callable[[], None] = lambda: None
-
-    def delta(self, text: str) -> None:
-        if not self.deltas:
-            self.at_first()
-        self.deltas.append(text)
-
-    def finish(self, reason: str, usage: Usage) -> None:
-        self.ends.append(reason)
-        self.usage = usage
-        self.ended.set()
-
-    def fail(self, error: TritonragError) -> None:
-        self.ends.append(error)
-        self.ended.set()
-
-    def cancelled(self) -> bool:
-        return self.gone
-
-    def go(self) -> None:
-        self.gone = True
-
-    def wait(self) -> Recorder:
-        assert self.ended.wait(30), "the generation did not end"
-        assert len(self.ends) == 1
-        return self
-
-    @property
-    def text(self) -> str:
-        return "".join(self.deltas)
+    seconds: float = 30
 
 
 def load() -> GenaiEngine:

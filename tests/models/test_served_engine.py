@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from recorder import Recorder
 
 from tritonrag.artifacts import LLM_DIR, LlmManifest
 from tritonrag.engines import load_engine
 from tritonrag.engines.dialects import Reply, TensorRtLlm, Value, Vllm
 from tritonrag.engines.served import ServedEngine
 from tritonrag.errors import Cancelled, InternalError, InvalidRequest, SetupError, Unavailable
-from tritonrag.generation import Generation, Usage
+from tritonrag.generation import Generation
 from tritonrag.settings import ModelArgs
 
 QUEUE_SIZE = 3
@@ -56,36 +57,6 @@ class Models:
     def sampling(self) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(str(self.calls[-1][1]["sampling_parameters"]))
         return found
-
-
-@dataclass
-class Recorder:
-    """A sink that keeps what it is given."""
-
-    text: str = ""
-    ends: list[Any] = field(default_factory=list)
-    usage: Usage = field(default_factory=Usage)
-    ended: threading.Event = field(default_factory=threading.Event)
-    gone: bool = False
-
-    def delta(self, text: str) -> None:
-        self.text += text
-
-    def finish(self, reason: str, usage: Usage) -> None:
-        self.ends.append(reason)
-        self.usage = usage
-        self.ended.set()
-
-    def fail(self, error: Exception) -> None:
-        self.ends.append(error)
-        self.ended.set()
-
-    def cancelled(self) -> bool:
-        return self.gone
-
-    def wait(self) -> Recorder:
-        assert self.ended.wait(10), "the generation did not end"
-        return self
 
 
 @pytest.fixture

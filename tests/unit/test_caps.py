@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import pytest
+from recorder import Recorder
 
 from tritonrag.contract import DEFAULT_MAX_TOKENS
 from tritonrag.engines import caps
@@ -35,32 +35,6 @@ class Engine:
 
     def close(self) -> None:
         self.closed = True
-
-
-@dataclass
-class Recorder:
-    """A sink that keeps what it is given."""
-
-    text: str = ""
-    ends: list[str | TritonragError] = field(default_factory=list)
-    usage: Usage = field(default_factory=Usage)
-    ended: threading.Event = field(default_factory=threading.Event)
-    gone: bool = False
-
-    def delta(self, text: str) -> None:
-        self.text += text
-
-    def finish(self, reason: str, usage: Usage) -> None:
-        self.ends.append(reason)
-        self.usage = usage
-        self.ended.set()
-
-    def fail(self, error: TritonragError) -> None:
-        self.ends.append(error)
-        self.ended.set()
-
-    def cancelled(self) -> bool:
-        return self.gone
 
 
 class Clock:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import gzip
 import json
 import re
-import threading
 import time
 from base64 import b64encode
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
 
@@ -27,59 +25,17 @@ from llm_endpoint import (
     stalls,
     trickles,
 )
+from recorder import Recorder
 
 from tritonrag.engines import openai_api
 from tritonrag.engines.openai_api import MAX_TOKEN_CHARS, OpenAiEngine
 from tritonrag.errors import InternalError, InvalidRequest, TritonragError, Unavailable
-from tritonrag.generation import Generation, Usage
+from tritonrag.generation import Generation
 from tritonrag.settings import RemoteLlmSettings
 
 TIMEOUT_S = 0.25
 KEY = "sk-Xq7/93+tz"
 LOG_ID = r"; the server's log has more under log id ([0-9a-f]{8})"
-
-
-@dataclass
-class Recorder:
-    """A sink that keeps what it is given."""
-
-    deltas: list[str] = field(default_factory=list)
-    ends: list[str | TritonragError] = field(default_factory=list)
-    usage: Usage = field(default_factory=Usage)
-    ended: threading.Event = field(default_factory=threading.Event)
-    begun: threading.Event = field(default_factory=threading.Event)
-    gone: bool = False
-
-    def delta(self, text: str) -> None:
-        self.deltas.append(text)
-        self.begun.set()
-
-    def finish(self, reason: str, usage: Usage) -> None:
-        self.ends.append(reason)
-        self.usage = usage
-        self.ended.set()
-
-    def fail(self, error: TritonragError) -> None:
-        self.ends.append(error)
-        self.ended.set()
-
-    def cancelled(self) -> bool:
-        return self.gone
-
-    def wait(self) -> Recorder:
-        assert self.ended.wait(10), "the generation did not end"
-        assert len(self.ends) == 1
-        return self
-
-    @property
-    def text(self) -> str:
-        return "".join(self.deltas)
-
-    @property
-    def error(self) -> TritonragError:
-        (end,) = self.ends
-        assert isinstance(end, TritonragError)
-        return end
 
 
 @pytest.fixture(scope="module")
