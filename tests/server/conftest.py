@@ -10,7 +10,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from servers import HANDBOOK, REPOSITORY, ROOT, Served, add, serve, set_parameters
+from servers import (
+    HANDBOOK,
+    REPOSITORY,
+    ROOT,
+    Served,
+    add,
+    eventually,
+    found,
+    serve,
+    set_parameters,
+    supervised,
+)
 
 from tritonrag.artifacts import LLM_DIR
 
@@ -20,6 +31,15 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """The whole graph over the sample handbook."""
     for each in serve(tmp_path_factory.mktemp("served")):
         add(each, HANDBOOK)
+        yield each
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """The whole graph over the sample handbook, with its watchdog, as `tritonrag up` starts it."""
+    with supervised(tmp_path_factory.mktemp("watched")) as each:
+        add(each, HANDBOOK)
+        eventually(lambda: found(each), 10)
         yield each
 
 

@@ -14,6 +14,8 @@ from typing import Any
 
 import httpx
 
+from tritonrag.client import Client
+from tritonrag.errors import TritonragError
 from tritonrag.server import background
 from tritonrag.server.ports import free_ports
 from tritonrag.server.process import EmbeddedServer, Running
@@ -22,6 +24,11 @@ from tritonrag.settings import ADMIN_HEADER
 ROOT = Path(__file__).parents[2]
 REPOSITORY = ROOT / "model_repository"
 HANDBOOK = ROOT / "samples" / "handbook"
+QUESTION = "How long is parental leave?"
+"""Of the handbook, to which it has an answer."""
+
+RESTARTED_S = 10
+"""In this time a server answers again that had to be started again."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +113,15 @@ def now(served: Served) -> Running:
     running = served.server.running()
     assert running is not None
     return running
+
+
+def found(served: Served) -> bool:
+    """Return whether a search over the handbook is answered."""
+    try:
+        with Client(served.grpc, timeout=5) as client:
+            return bool(client.search(QUESTION, top_k=1))
+    except TritonragError:
+        return False
 
 
 def eventually(holds: Callable[[], bool], seconds: float) -> None:

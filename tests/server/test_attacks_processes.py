@@ -11,36 +11,22 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import psutil
 import pytest
-from servers import HANDBOOK, ROOT, Served, add, eventually, now, supervised, tritonrag
+from servers import QUESTION, RESTARTED_S, ROOT, Served, eventually, now, supervised, tritonrag
 
 from tritonrag.client import Client
 from tritonrag.errors import TritonragError, Unavailable
 from tritonrag.server.launch import SHARED_MEMORY
 from tritonrag.server.ports import free_ports
 
-QUESTION = "How long is parental leave?"
 STUBS = ("tokenize", "embed", "retrieve", "prompt", "generate")
 
 RELOADED_S = 5
 """In this time a model answers again whose process was killed."""
-
-RESTARTED_S = 10
-"""In this time the server answers again that had to be started again."""
-
-
-@pytest.fixture(scope="module")
-def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """The whole graph over the sample handbook, with its watchdog, as `tritonrag up` starts it."""
-    with supervised(tmp_path_factory.mktemp("watched")) as served:
-        add(served, HANDBOOK)
-        eventually(lambda: answered(served), 10)
-        yield served
 
 
 def stub(served: Served, model: str) -> psutil.Process:

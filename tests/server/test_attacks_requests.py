@@ -19,7 +19,7 @@ import httpx
 import psutil
 import pytest
 import raw
-from servers import HANDBOOK, Served, add, eventually, now, supervised
+from servers import QUESTION, RESTARTED_S, Served, eventually, found, now
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from tritonrag.client import Client, marshalling, wire
@@ -29,33 +29,11 @@ from tritonrag.server.launch import SHARED_MEMORY
 from tritonrag.server.watchdog import REGION_BYTES
 from tritonrag.settings import ADMIN_HEADER
 
-QUESTION = "How long is parental leave?"
-
 LATE_S = 5.0
 """No search of another caller takes so long; alone it takes 20 ms, but machines are shared."""
 
-RESTARTED_S = 10.0
-"""In this time a server answers again that had to be started again."""
-
 RESERVED_FILES = 500
 """Open files that are left to the test besides its connections."""
-
-
-@pytest.fixture(scope="module")
-def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """The whole graph over the sample handbook, with its watchdog."""
-    with supervised(tmp_path_factory.mktemp("attacked")) as served:
-        add(served, HANDBOOK)
-        eventually(lambda: answered(served), 10)
-        yield served
-
-
-def answered(served: Served) -> bool:
-    try:
-        with Client(served.grpc, timeout=LATE_S) as client:
-            return bool(client.search(QUESTION, top_k=1))
-    except TritonragError:
-        return False
 
 
 def healthy(served: Served) -> bool:
@@ -68,7 +46,7 @@ def healthy(served: Served) -> bool:
 def settled(served: Served) -> bool:
     """Whether no model is to be loaded again for the memory that an earlier request took."""
     regions = SHARED_MEMORY.glob(f"{now(served).prefix}*")
-    return answered(served) and all(each.stat().st_size <= REGION_BYTES for each in regions)
+    return found(served) and all(each.stat().st_size <= REGION_BYTES for each in regions)
 
 
 def longest_search_s(served: Served, count: int = 10) -> float:
@@ -139,7 +117,7 @@ def test_a_body_in_many_pieces_is_refused_and_the_server_lives(
         with contextlib.suppress(ConnectionError):
             line = connection.makefile("rb").readline()
             assert line == b"" or int(line.split()[1]) >= 400, line
-    assert answered(watched)
+    assert found(watched)
     assert now(watched).pid == pid
 
 
@@ -185,11 +163,11 @@ def over_grpc(served: Served) -> None:
 def test_a_request_of_300_mb_is_refused_and_its_memory_comes_back(
     watched: Served, send: Callable[[Served], None]
 ) -> None:
-    assert answered(watched)
+    assert found(watched)
     pid, before = now(watched).pid, memory_mb(watched)
     send(watched)
     eventually(lambda: memory_mb(watched) < before + 100, 30)
-    eventually(lambda: answered(watched), RESTARTED_S)
+    eventually(lambda: found(watched), RESTARTED_S)
     assert now(watched).pid == pid
 
 
@@ -288,7 +266,7 @@ def test_the_header_that_ends_triton_leaves_no_outage(watched: Served) -> None:
                 list(stub.ModelStreamInfer(iter([call]), metadata=header, timeout=10))
         if failed.value.code() is not grpc.StatusCode.INVALID_ARGUMENT:
             break
-    eventually(lambda: answered(watched), RESTARTED_S)
+    eventually(lambda: found(watched), RESTARTED_S)
     if now(watched).pid != pid:
         log = watched.server.watchdog_log.read_text()
         assert "tritonserver: died; the server is started again" in log
@@ -368,5 +346,5 @@ def test_a_tensor_in_a_shared_region_is_refused(watched: Served) -> None:
 
 
 def test_after_all_attacks_the_server_answers(watched: Served) -> None:
-    assert answered(watched)
+    assert found(watched)
     assert longest_search_s(watched) < LATE_S

@@ -122,39 +122,46 @@ class EmbeddedServer:
         self.make_folder()
         with self._only_one_start():
             self._check(repository, index_dir, ports, config)
-            llm = describe_llm()
-            found = installation.find()
-            installation.lay_out_backends(found, self.folder / "backends")
-            key = admin_key()
-            self.log.unlink(missing_ok=True)
-            self._triton = Triton(
-                Launch(
-                    _command(found, self.folder / "backends", repository, ports, config),
-                    installation.environment(found, index_dir),
-                    key,
-                    self.log,
-                    bound_to_parent,
-                )
+            self._triton, started = self._launch(
+                repository, index_dir, ports, config, bound_to_parent
             )
-            self._triton.start()
-            blank = Running(
-                pid=0,
-                started=0,
-                prefix="",
-                ports=ports,
-                repository=str(repository.resolve()),
-                index_dir=str(index_dir.resolve()),
-                config=config,
-                key=key,
-                llm=llm,
-            )
-            started = self._save(_now(blank, self._triton))
             try:
                 self._await_ready(self._triton, started, timeout_s, progress)
             except BaseException:
                 self.stop()
                 raise
             return started
+
+    def _launch(
+        self, repository: Path, index_dir: Path, ports: Ports, config: str, bound: bool
+    ) -> tuple[Triton, Running]:
+        """Start the process and write down what it is."""
+        llm = describe_llm()
+        found = installation.find()
+        backends = self.folder / "backends"
+        installation.lay_out_backends(found, backends)
+        self.log.unlink(missing_ok=True)
+        how = Launch(
+            _command(found, backends, repository, ports, config),
+            installation.environment(found, index_dir),
+            admin_key(),
+            self.log,
+            bound,
+        )
+        triton = Triton(how)
+        triton.start()
+        started = Running(
+            pid=triton.pid,
+            started=triton.started,
+            prefix=triton.prefix,
+            ports=ports,
+            repository=str(repository.resolve()),
+            index_dir=str(index_dir.resolve()),
+            config=config,
+            key=how.key,
+            llm=llm,
+        )
+        return triton, self._save(started)
 
     def make_folder(self) -> None:
         """Make the state folder.
