@@ -23,7 +23,6 @@ _MARKS = re.compile(r"\[(\d{1,4}(?:\s*,\s*\d{1,4})*)\]", re.ASCII)
 _LEAD = re.compile(r"[\s.,;:!?)\]。，；：！？、*•-]*")
 """What stands between a mark and the next claim: the end of a sentence, the bullet of a list."""
 
-
 CLAIM_CHARS = 2000
 """Longest text in which the beginning of a claim is looked for."""
 

@@ -48,6 +48,12 @@ _REFUSED = (
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
+def allow_open_files() -> None:
+    """Let this process, and what it starts, open as many files as the hard limit allows."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 def confine(memory_bytes: int) -> None:
     """Give this process the limits for good; ``memory_bytes`` come on top of what it has."""
     for limit, most in (

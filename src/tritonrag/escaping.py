@@ -56,7 +56,9 @@ def escape_for(tokens: Iterable[str]) -> Escape:
     bracketed = {token for token in own if _ANGLED.fullmatch(token) or _SQUARE.fullmatch(token)}
     # One of a single character has no place for a space: no family has such. One with a control
     # character, as our sentence pointers are, is in no text that is printable.
-    rest = [token for token in own - bracketed if len(token) > 1 and printable(token) == token]
+    rest = [
+        token for token in own - bracketed if len(token) > 1 and without_controls(token) == token
+    ]
     others = re.compile("|".join(map(re.escape, sorted(rest))), re.IGNORECASE) if rest else None
 
     def parted(match: re.Match[str]) -> str:
@@ -66,7 +68,7 @@ def escape_for(tokens: Iterable[str]) -> Escape:
         return _parted(token) if special else token
 
     def escape(text: str) -> str:
-        text = unmarked(printable(text))
+        text = unmarked(without_controls(text))
         text = _SQUARE.sub(parted, _ANGLED.sub(parted, text))
         while others and others.search(text):  # each turn parts what the one before uncovered
             text = others.sub(lambda match: _parted(match[0]), text)
@@ -91,7 +93,7 @@ def special_tokens(tokenizer: Tokenizer) -> list[str]:
     ]
 
 
-def printable(text: str) -> str:
+def without_controls(text: str) -> str:
     """Return text without control characters other than white space."""
     return _CONTROLS.sub("", text)
 

@@ -229,7 +229,7 @@ class PromptBuilder:
             ),
         )
         text = self._render(question, passages[:over], turns)
-        dropped = [_cited(passage, None, dropped="context") for passage in passages[over:]]
+        dropped = [{"mark": None, "dropped": "context", **passage} for passage in passages[over:]]
         return Prompt(text, _kept(passages[:over]) + dropped)
 
     def _fitting(self, question: str, passage: dict[str, Any]) -> dict[str, Any]:
@@ -293,11 +293,7 @@ class PromptBuilder:
 
 
 def _kept(passages: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [_cited(passage, number) for number, passage in enumerate(passages, 1)]
-
-
-def _cited(passage: dict[str, Any], number: int | None, **why: str) -> dict[str, Any]:
-    return {"mark": number, **why, **passage}
+    return [{"mark": number, **passage} for number, passage in enumerate(passages, 1)]
 
 
 def heading(passage: dict[str, Any]) -> str:

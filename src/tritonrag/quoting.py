@@ -25,7 +25,7 @@ from sentencex import segment
 
 from tritonrag.contract import MAX_QUOTED_BYTES, MAX_QUOTED_SENTENCES
 from tritonrag.errors import InvalidRequest
-from tritonrag.escaping import printable, unmarked
+from tritonrag.escaping import unmarked, without_controls
 
 REFUSAL = "The documents do not say."
 """The one sentence of an answer that is not from a document."""
@@ -239,7 +239,7 @@ def _continuation(encode: Encode, before: str, text: str) -> Sequence[int]:
 
 def readable(text: str) -> str:
     """Collapse white space, drop control characters and take the brackets off numbers."""
-    return unmarked(" ".join(printable(text).split()))
+    return unmarked(" ".join(without_controls(text).split()))
 
 
 def _cut(sentence: str) -> Iterator[str]:

@@ -7,9 +7,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
 from rich.text import Text
 
+from tritonrag.cli.index import stderr
 from tritonrag.cli.terminal import printable
 from tritonrag.cli.working import Servers
 from tritonrag.client import Client
@@ -112,5 +112,4 @@ def _index_of(url: str) -> str:
 
 
 def _say(line: str) -> None:
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
-    console.print(Text(printable(line, newlines=True), style="yellow"))
+    stderr().print(Text(printable(line, newlines=True), style="yellow"))

@@ -22,7 +22,6 @@ UNDESCRIBED = (
     "link a sidecar too"
 )
 
-
 LOOP = "is a link to a folder that it lies in; it would never end"
 TWICE = "is a link to a folder that another link leads to, which is followed"
 MAX_LINKS = 40

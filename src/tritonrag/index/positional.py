@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-import resource
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
@@ -171,9 +170,3 @@ def open_array(path: Path) -> Array | ArrayFile:
         loaded: Array = np.load(path, allow_pickle=False)
         return loaded
     return ArrayFile(path)
-
-
-def allow_many_files() -> None:
-    """Let this process open as many files as it may: a large collection keeps four open."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -17,6 +17,7 @@ import faiss
 import numpy as np
 
 from tritonrag.artifacts import EmbedderManifest
+from tritonrag.confinement import allow_open_files
 from tritonrag.contract import DEFAULT_COLLECTION
 from tritonrag.errors import NotFound, SetupError, TritonragError, Unavailable
 from tritonrag.index import layout, searching
@@ -24,7 +25,6 @@ from tritonrag.index.columns import Groups
 from tritonrag.index.filters import Filter
 from tritonrag.index.manifest import EmbedderId
 from tritonrag.index.memory import return_large_blocks
-from tritonrag.index.positional import allow_many_files
 from tritonrag.index.query import Query, Result, check_query
 from tritonrag.index.searchable import Searchable, SnapshotSource
 from tritonrag.index.snapshot import Snapshot
@@ -91,7 +91,7 @@ class Retriever:
             poll_seconds: how often the live snapshots' names are looked at.
         """
         return_large_blocks()
-        allow_many_files()
+        allow_open_files()  # a large collection keeps four open
         self._embedder = EmbedderId.of(embedder)
         self._source = FolderSource(index, embedder.sha256) if isinstance(index, Path) else index
         self._fault = ""

@@ -35,6 +35,7 @@ from typing import NoReturn
 
 import psutil
 
+from tritonrag.confinement import allow_open_files
 from tritonrag.errors import SetupError
 from tritonrag.server.log import cause
 from tritonrag.settings import ADMIN_HEADER, ADMIN_KEY_VARIABLE
@@ -246,12 +247,6 @@ def end_on_sigterm() -> None:
         sys.exit(128 + number)
 
     signal.signal(signal.SIGTERM, end)
-
-
-def allow_open_files() -> None:
-    """Let this process, and what it starts, open as many files as the hard limit allows."""
-    _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
 
 
 def processes(prefix: str) -> Iterator[psutil.Process]:

@@ -25,8 +25,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
+from tritonrag.confinement import allow_open_files
 from tritonrag.errors import SetupError
-from tritonrag.server.launch import allow_open_files
 from tritonrag.server.watchdog import Watchdog
 
 READ_S = 5.0
