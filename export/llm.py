@@ -40,7 +40,6 @@ from tritonrag.artifacts import (
     read_json,
     size,
 )
-from tritonrag.chat_template import ChatTemplate
 from tritonrag.contract import GROUNDINGS
 from tritonrag.errors import SetupError
 from tritonrag.exporting import (
@@ -53,6 +52,7 @@ from tritonrag.exporting import (
     source_of,
     version_of,
 )
+from tritonrag.graph.chat_template import ChatTemplate
 from tritonrag.sources import Source, check_files, find_source
 from tritonrag.versions import GENERATE
 

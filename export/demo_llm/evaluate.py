@@ -26,7 +26,7 @@ from corpus import read_jsonl
 from scoring import Quotes, Row, following, scores
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
-from tritonrag.chat_template import compiled
+from tritonrag.graph.chat_template import compiled
 from tritonrag.overlap import Overlap
 from tritonrag.prompting import PromptBuilder
 from tritonrag.quoting import MAX_QUOTES, REFUSAL, pointed_answers, quotes, sentences

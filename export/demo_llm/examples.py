@@ -20,7 +20,7 @@ from policies import question as asked_of
 from questions import Asker
 from tokenizers import Tokenizer
 
-from tritonrag.chat_template import compiled
+from tritonrag.graph.chat_template import compiled
 from tritonrag.overlap import Overlap, content_words
 from tritonrag.prompting import asked_last, messages, pointed_message
 from tritonrag.quoting import MAX_QUOTES, mark, numbered, pointer

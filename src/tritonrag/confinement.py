@@ -2,7 +2,9 @@
 
 The kernel bounds memory, time and what is written. An audit hook refuses Python code the network,
 other programs, and files other than Python's own; libraries in C are not seen by it, so that a
-parser in C must be told itself to stay away from them. Nothing here can be undone.
+parser in C must be told itself to stay away from them. Nothing of this can be undone.
+
+A server, which is no such process, may have its limit of open files raised here.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from tritonrag.contract import (
     MAX_PASSAGES_BYTES,
 )
 from tritonrag.errors import InvalidRequest
-from tritonrag.escaping import Escape, escape
+from tritonrag.graph.escaping import Escape, escape
 from tritonrag.overlap import Overlap
 from tritonrag.quoting import REFUSAL, mark, numbered, pointed, pointer, readable, sentences
 
@@ -180,7 +180,7 @@ class PromptBuilder:
     ``render`` turns chat messages into the prompt, ``count_tokens`` counts its tokens,
     ``context_tokens`` is the LLM's context and ``answer_tokens`` what is kept free for the answer.
     ``pointers`` is how many the LLM has, ``escape`` what keeps the texts of question, passages and
-    history from being read as anything else (:mod:`tritonrag.escaping`).
+    history from being read as anything else (:mod:`tritonrag.graph.escaping`).
     """
 
     render: Callable[[list[Message]], str]

@@ -3,7 +3,7 @@
 With ``grounding=quote`` the decoder may only write one to three whole sentences of the passages,
 each followed by the mark of its passage, or the fixed refusal. Whatever the model's size, the
 answer is then verbatim from a source: runs of white space count as one space, and what could pass
-for a mark is escaped (:mod:`tritonrag.escaping`), so that a quoted ``[2]`` reads ``(2)``.
+for a mark is escaped (:mod:`tritonrag.graph.escaping`), so that a quoted ``[2]`` reads ``(2)``.
 
 An LLM may know *pointers*: special tokens, one on either side of each sentence of its prompt, which
 never show in an answer. It then writes a sentence's pointer before the sentence, so that one token
@@ -25,7 +25,7 @@ from sentencex import segment
 
 from tritonrag.contract import MAX_QUOTED_BYTES, MAX_QUOTED_SENTENCES
 from tritonrag.errors import InvalidRequest
-from tritonrag.escaping import unmarked, without_controls
+from tritonrag.graph.escaping import unmarked, without_controls
 
 REFUSAL = "The documents do not say."
 """The one sentence of an answer that is not from a document."""

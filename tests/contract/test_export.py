@@ -22,7 +22,7 @@ from tritonrag.artifacts import (
     model_sha256,
     sha256,
 )
-from tritonrag.chat_template import ChatTemplate
+from tritonrag.graph.chat_template import ChatTemplate
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

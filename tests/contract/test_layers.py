@@ -14,9 +14,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"contract", "errors", "redaction"}),
     frozenset(
         {
-            "citing",
             "confinement",
-            "escaping",
             "limits",
             "metadata",
             "scheduling",
@@ -24,9 +22,8 @@ LAYERS: tuple[frozenset[str], ...] = (
             "versions",
         }
     ),
-    frozenset(
-        {"artifacts", "chat_template", "formats", "llm_config", "monitoring", "overlap", "quoting"}
-    ),
+    frozenset({"graph"}),
+    frozenset({"artifacts", "formats", "llm_config", "monitoring", "overlap", "quoting"}),
     frozenset(
         {
             "documents",

@@ -18,8 +18,8 @@ from tritonrag.artifacts import LLM_DIR, MANIFEST, LlmManifest
 from tritonrag.engines import genai
 from tritonrag.engines.genai import GenaiEngine
 from tritonrag.errors import InternalError, InvalidRequest, SetupError, Unavailable
-from tritonrag.escaping import escape_for
 from tritonrag.generation import Generation
+from tritonrag.graph.escaping import escape_for
 from tritonrag.quoting import REFUSAL, pointer, quotes
 
 REPOSITORY = Path(__file__).parents[2] / "model_repository"

@@ -25,7 +25,7 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 from tritonrag.artifacts import LLM_DIR, LlmManifest
 from tritonrag.client import Client
 from tritonrag.contract import MAX_TOP_K
-from tritonrag.escaping import escape
+from tritonrag.graph.escaping import escape
 from tritonrag.quoting import REFUSAL, quotes
 
 PAGE = """Badges of visitors

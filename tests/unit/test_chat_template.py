@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from tritonrag.chat_template import ChatTemplate, compiled
 from tritonrag.errors import InvalidRequest, SetupError
+from tritonrag.graph.chat_template import ChatTemplate, compiled
 
 TURNS = [{"role": "user", "content": "{{ 7 * 7 }} é 🙂\n"}]
 
@@ -119,7 +119,7 @@ def test_its_process_ends_with_it() -> None:
 def test_its_process_does_not_outlive_a_killed_owner() -> None:
     program = (
         "import os, signal\n"
-        "from tritonrag.chat_template import ChatTemplate\n"
+        "from tritonrag.graph.chat_template import ChatTemplate\n"
         "render = ChatTemplate('ok')\n"
         "render([])\n"
         "print(render._process.pid, flush=True)\n"

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from tritonrag.citing import Citations, spans
+from tritonrag.graph.citing import Citations, spans
 from tritonrag.quoting import quotes
 
 

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 
-from tritonrag.chat_template import compiled
-from tritonrag.escaping import Escape, escape, escape_for, special_tokens, unmarked
+from tritonrag.graph.chat_template import compiled
+from tritonrag.graph.escaping import Escape, escape, escape_for, special_tokens, unmarked
 from tritonrag.prompting import PromptBuilder
 from tritonrag.quoting import pointer, quotes
 

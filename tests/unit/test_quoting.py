@@ -12,7 +12,7 @@ import pytest
 from llguidance import LLMatcher, LLTokenizer, grammar_from
 
 from tritonrag.errors import InvalidRequest
-from tritonrag.escaping import unmarked
+from tritonrag.graph.escaping import unmarked
 from tritonrag.quoting import (
     MAX_QUOTES,
     MAX_SENTENCE_CHARS,

@@ -15,10 +15,10 @@ import triton_python_backend_utils as pb_utils
 
 from tritonrag import contract
 from tritonrag.backend.conversions import error_response, response, single, strings, tensor
-from tritonrag.citing import Citations
 from tritonrag.contract import MODELS
 from tritonrag.engines.caps import CappedEngine
 from tritonrag.generation import Generation, Usage, check_key
+from tritonrag.graph.citing import Citations
 from tritonrag.prompting import NOTHING_FOUND
 
 PACE_S = 0.01

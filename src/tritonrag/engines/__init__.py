@@ -14,14 +14,14 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from tritonrag.artifacts import ENGINES, LlmManifest, llm_dir
-from tritonrag.chat_template import ChatTemplate
 from tritonrag.contract import DEFAULT_MAX_TOKENS
 from tritonrag.engines.caps import CappedEngine, Caps
 from tritonrag.engines.dialects import Dialect, TensorRtLlm, Vllm
 from tritonrag.engines.served import ModelCaller, ServedEngine
 from tritonrag.errors import SetupError
-from tritonrag.escaping import escape_for, special_tokens
 from tritonrag.generation import Engine
+from tritonrag.graph.chat_template import ChatTemplate
+from tritonrag.graph.escaping import escape_for, special_tokens
 from tritonrag.prompting import PromptBuilder
 from tritonrag.settings import ModelArgs, RemoteLlmSettings
 

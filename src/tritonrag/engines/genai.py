@@ -29,8 +29,8 @@ from tokenizers.decoders import DecodeStream
 from tritonrag.artifacts import LlmManifest, llm_dir, read_json
 from tritonrag.engines.admission import CANCEL_POLL_S, Admission, FairQueue
 from tritonrag.errors import InternalError, InvalidRequest, SetupError, Unavailable
-from tritonrag.escaping import escape_for, special_tokens
 from tritonrag.generation import Generation, Sink, TextStream, room_for
+from tritonrag.graph.escaping import escape_for, special_tokens
 from tritonrag.quoting import REFUSAL, check_size, quote_grammar
 
 LOG = logging.getLogger(__name__)

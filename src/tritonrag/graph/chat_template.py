@@ -40,7 +40,7 @@ ANSWER_S = 20.0
 Message = dict[str, str]
 Render = Callable[[list[Message]], str]
 
-_PROGRAM = "from tritonrag.chat_template import serve; serve()"
+_PROGRAM = "from tritonrag.graph.chat_template import serve; serve()"
 _INHERITED = ("HOME", "LANG", "LC_", "LD_", "PATH", "PYTHON", "TMPDIR", "VIRTUAL_ENV")
 """Starts of the environment variables that it gets; the server's may hold credentials."""
 _NO_MEMORY = 3
