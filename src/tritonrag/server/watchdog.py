@@ -216,7 +216,8 @@ class Watchdog:
             return
         self._suspects = ended
         if not ended:
-            LOG.warning("watchdog: the server is ready after %.1f s", self._seconds())
+            if self.restarts:  # else whoever started it has told so, or Triton's own log
+                LOG.warning("watchdog: the server is ready after %.1f s", self._seconds())
             self._ready, self._failed_starts = True, 0
             self._stubs, self._progress = stubs, Progress()
             self._triton.loaded()
